@@ -1,0 +1,1 @@
+"""Estimators of the gradients of multi-sample bounds."""

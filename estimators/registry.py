@@ -1,0 +1,147 @@
+"""The ids of estimators: their grammar, their spelling, and what each family declares. Never imports torch.
+
+A family of ids is one file, `conf/estimator/<family>.yaml`, here or in a user's directory:
+
+    id: ovis-gamma<gamma>                    # literal text and <parameters>
+    target: estimators.bounds.ovis_gamma.OvisGamma # Estimator(mc, iw, alpha, beta, freebits, **parameters)
+    parameters: {gamma: float}               # int, float, count (10, or 0.3: a share of K) or a list of words
+    examples: [ovis-gamma0, ovis-gamma1]     # ids that it holds, offered as near names
+    declares: unbiased for gamma = 0         # what its tests hold it to
+    source: Liévin et al. 2020, eq. 17
+    needs: log q(z|x)                        # of a model
+
+>>> parse("ovis-gamma1.0")
+EstimatorId(id='ovis-gamma1', family='ovis-gamma', target='estimators.bounds.ovis_gamma.OvisGamma', parameters={'gamma': 1.0})
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from functools import cache, cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from errors import UserError, near
+
+Value = int | float | str
+
+_PLACEHOLDER = re.compile(r"<(\w+)>")
+_NUMBERS = {
+    "int": r"[0-9]{1,9}",
+    "float": r"[0-9]{1,9}(?:\.[0-9]{1,15})?",
+    "count": r"[0-9]{1,9}|0\.[0-9]{1,15}",
+}
+_directories = [Path(__file__).resolve().parents[1] / "conf" / "estimator"]
+
+
+class EstimatorId(NamedTuple):
+    """An id in its canonical spelling, and the class and keyword arguments that it stands for."""
+
+    id: str
+    family: str
+    target: str
+    parameters: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One file of conf/estimator: the grammar of its ids and what they declare."""
+
+    file: Path
+    id: str
+    target: str
+    parameters: dict[str, str | Sequence[str]]
+    examples: tuple[str, ...]
+    declares: str
+    source: str
+    needs: str
+
+    @property
+    def name(self) -> str:
+        """The name of the file: `ovis-gamma` for `ovis-gamma.yaml`."""
+        return self.file.stem
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """What matches the whole of an id, one named group a parameter."""
+        literal_and_name = _PLACEHOLDER.split(self.id)
+        parts = [re.escape(part) for part in literal_and_name]
+        for i, name in enumerate(literal_and_name[1::2]):
+            kind = self.parameters[name]
+            parts[2 * i + 1] = (
+                f"(?P<{name}>{_NUMBERS[kind] if isinstance(kind, str) else '|'.join(map(re.escape, kind))})"
+            )
+        return re.compile("".join(parts))
+
+    def parse(self, id: str) -> EstimatorId | None:
+        """Return what `id` stands for, or None where it is not of this family."""
+        match = self.pattern.fullmatch(id)
+        if match is None:
+            return None
+        parameters = {name: self._value(name, text) for name, text in match.groupdict().items()}
+        canonical = _PLACEHOLDER.sub(lambda placeholder: spell(parameters[placeholder[1]]), self.id)
+        return EstimatorId(canonical, self.name, self.target, parameters)
+
+    def _value(self, name: str, text: str) -> Value:
+        kind = self.parameters[name]
+        if not isinstance(kind, str):
+            return text
+        return float(text) if kind == "float" or "." in text else int(text)
+
+
+def spell(value: Value) -> str:
+    """Return a parameter as ids spell it: no exponent, no zero that says nothing.
+
+    >>> spell(1.0), spell(0.37), spell(10)
+    ('1', '0.37', '10')
+    """
+    text = format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
+    return text.removesuffix(".0")
+
+
+def add_directory(user_dir: str | Path) -> None:
+    """Read the families in `user_dir`/conf/estimator too; one without that folder adds nothing."""
+    directory = Path(user_dir).resolve() / "conf" / "estimator"
+    if directory not in _directories:
+        _directories.append(directory)
+        families.cache_clear()
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Return every family of the search path; raise UserError for a file that is not one."""
+    return tuple(_read(file) for directory in _directories for file in sorted(directory.glob("*.yaml")))
+
+
+def parse(id: str) -> EstimatorId:
+    """Return what an id stands for; raise UserError with the near names where no family, or more than one, holds it."""
+    found = [parsed for family in families() if (parsed := family.parse(id))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"estimator {id!r} is of two families, {found[0].family!r} and {found[1].family!r}: rename one")
+    raise UserError(f"unknown estimator {id!r}{near(id, [name for family in families() for name in family.examples])}")
+
+
+def _read(file: Path) -> Family:
+    keys = {field.name for field in fields(Family)} - {"file"}
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or content.keys() != keys:
+        raise UserError(f"{file}: expected exactly the keys {', '.join(sorted(keys))}")
+    placeholders = _PLACEHOLDER.findall(content["id"])
+    if sorted(placeholders) != sorted(content["parameters"]):
+        raise UserError(f"{file}: `parameters` must give the type of each of {placeholders} in `id`, and no other")
+    for name, kind in content["parameters"].items():
+        if isinstance(kind, str) and kind not in _NUMBERS:
+            raise UserError(f"{file}: parameter {name!r} has type {kind!r}{near(kind, _NUMBERS)}")
+    family = Family(file=file, **{**content, "examples": tuple(content["examples"])})
+    for example in family.examples:
+        if family.parse(example) is None:
+            raise UserError(f"{file}: the example {example!r} is not of the form {family.id!r}")
+    return family
