@@ -1,0 +1,205 @@
+"""Experiment files, and the jobs that they stand for.
+
+    description: Which estimator, at which K?
+    base: [model=gmm, steps=5000]             # overrides of every job
+    variants:                                 # lists of overrides, one alternative each
+      - [estimator=ovis-gamma1]
+      - [estimator=ovis-gamma1, estimator.alpha=0.5]
+    grid:                                     # every combination: Hydra's sweep grammar, or a list
+      seed: range(1,11)
+      estimator.iw: [2, 5, 10]
+    exclude:                                  # combinations to drop
+      - [estimator.alpha=0.5, estimator.iw=2]
+    report: {keys: [estimator, iw]}           # report.py's options
+
+A later layer wins: base, variant, grid, command line, where a value or a sweep replaces that key's axis.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from errors import UserError, near
+from orchestration.configuration import OverrideError, compose_values, composition_of, parse_override
+from orchestration.job import Job
+from orchestration.schema import GROUPS
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+Values = dict[str, Any]
+Axes = dict[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A parsed experiment file: the values of each layer, in the order of the file."""
+
+    name: str
+    text: str
+    where: str
+    user_dir: Path | None
+    description: str = ""
+    base: Values = field(default_factory=dict)
+    variants: list[Values] = field(default_factory=lambda: [{}])
+    grid: Axes = field(default_factory=dict)
+    exclude: list[Axes] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class Difference(NamedTuple):
+    """What a changed experiment adds to the jobs that are known, and the ids that it no longer holds."""
+
+    added: list[Job]
+    removed: list[str]
+
+
+def load(name: str, user_dir: Path | None = None) -> Experiment:
+    """Read `experiments/<name>.yaml`, of the source or of `user_dir`; raise UserError where there is none, or two."""
+    folders = [EXPERIMENTS] + ([user_dir / "experiments"] if user_dir is not None else [])
+    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    found = [file for file in files if file.stem == name]
+    if not found:
+        raise UserError(f"no experiment {name!r}{near(name, [file.stem for file in files])}")
+    if len(found) > 1:
+        raise UserError(f"{found[1]}: an experiment {name!r} exists already: rename yours")
+    return parse(name, found[0].read_text(encoding="utf-8"), str(found[0]), user_dir)
+
+
+def parse(name: str, text: str, where: str, user_dir: Path | None = None) -> Experiment:
+    """Parse an experiment's text; raise UserError, beginning with `where`, for what is wrong in it."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(text))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{where}: not an experiment: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{where}: expected a mapping with the keys {', '.join(_SECTIONS)}")
+    sections = {}
+    for key, value in ((str(key), value) for key, value in content.items()):
+        if key not in _SECTIONS:
+            raise UserError(f"{where}: unknown key {key!r}{near(key, _SECTIONS)}")
+        try:
+            sections[key] = _SECTIONS[key](value)
+        except UserError as error:
+            raise UserError(f"{where}: {key}: {error}") from None
+    return Experiment(name, text, where, user_dir, **sections)
+
+
+def expand(experiment: Experiment, overrides: Sequence[str] = ()) -> list[Job]:
+    """Return the jobs of an experiment under the command line's overrides, in order, each once.
+
+    The last key of the grid turns fastest. Raises UserError for a wrong override, and where no job is left.
+    """
+    command = _axes(overrides)
+    axes = {**experiment.grid, **command}
+    jobs: dict[str, Job] = {}
+    try:
+        for variant in experiment.variants:
+            for values in _combinations({**experiment.base, **variant}, axes):
+                job = compose_values(values, experiment.user_dir)
+                if job.id not in jobs and not _is_excluded(job, values, experiment):
+                    jobs[job.id] = job
+    except OverrideError as error:
+        if error.key in command:
+            raise
+        raise UserError(f"{experiment.where}: {error}") from None
+    if not jobs:
+        raise UserError(f"{experiment.where}: exclude drops every job")
+    return list(jobs.values())
+
+
+def difference(known: Iterable[str], jobs: Sequence[Job]) -> Difference:
+    """Compare the ids of the jobs that an experiment had with the jobs that it has now."""
+    known, now = list(known), {job.id for job in jobs}
+    return Difference([job for job in jobs if job.id not in set(known)], [id for id in known if id not in now])
+
+
+def _combinations(fixed: Values, axes: Axes) -> Iterator[Values]:
+    """Yield every point of the grid, over the fixed values."""
+    for point in itertools.product(*axes.values()):
+        yield {**fixed, **dict(zip(axes, point, strict=True))}
+
+
+def _is_excluded(job: Job, values: Values, experiment: Experiment) -> bool:
+    """Say whether one of the excluded combinations, laid over the job, would change nothing."""
+    for axes in experiment.exclude:
+        for combination in _combinations({}, axes):
+            groups = {group: choice for group, choice in combination.items() if group in GROUPS}
+            if composition_of({**values, **groups}, experiment.user_dir).choices != job.choices:
+                continue
+            if compose_values({**values, **combination}, experiment.user_dir).config == job.config:
+                return True
+    return False
+
+
+def _axes(overrides: Iterable[str]) -> Axes:
+    """Return the values of each override; of two of one key the later counts."""
+    return {assignment.key: assignment.values for assignment in map(parse_override, overrides)}
+
+
+def _read_description(content: Any) -> str:
+    if not isinstance(content, str):
+        raise UserError(f"expected a text, not {content!r}")
+    return content
+
+
+def _read_axes(content: Any) -> Axes:
+    if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
+        raise UserError(f"expected a list of overrides such as [model=gmm, seed=1], not {content!r}")
+    return _axes(content)
+
+
+def _read_values(content: Any) -> Values:
+    axes = _read_axes(content)
+    for key, values in axes.items():
+        if len(values) > 1:
+            raise UserError(f"{key}: expected one value, not {len(values)}: a sweep belongs in the grid")
+    return {key: values[0] for key, values in axes.items()}
+
+
+def _read_each(read: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    def read_list(content: Any) -> list[Any]:
+        if not isinstance(content, list) or not content:
+            raise UserError(f"expected lists of overrides, such as [[seed=1], [seed=2]], not {content!r}")
+        return [read(item) for item in content]
+
+    return read_list
+
+
+def _read_grid(content: Any) -> Axes:
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"expected a mapping of keys to values, not {content!r}")
+    return {str(key): _read_axis(key, values) for key, values in content.items()}
+
+
+def _read_axis(key: Any, content: Any) -> tuple[Any, ...]:
+    items = content if isinstance(content, list) else [content]
+    if not items or any(isinstance(item, dict) for item in items):
+        raise UserError(f"{key}: expected values, as [1, 2, 3] or 1,2,3 or range(1,4), not {content!r}")
+    # A text is in Hydra's grammar inside a list too.
+    parsed = [parse_override(f"{key}={item}").values if isinstance(item, str) else (item,) for item in items]
+    return tuple(itertools.chain(*parsed))
+
+
+def _read_report(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"expected a mapping of report.py's options, not {content!r}")
+    return content
+
+
+_SECTIONS: Mapping[str, Callable[[Any], Any]] = {
+    "description": _read_description,
+    "base": _read_values,
+    "variants": _read_each(_read_values),
+    "grid": _read_grid,
+    "exclude": _read_each(_read_axes),
+    "report": _read_report,
+}
