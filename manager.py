@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""Run every job of an experiment, or go on with it.
+
+    python manager.py --exp quickstart                      # all its jobs, on the devices of this machine
+    python manager.py --exp quickstart --status             # how far it is
+    python manager.py --exp quickstart steps=500 --dry_run  # which jobs these would be
+
+Exit status: 0 all jobs are done; 1 some failed or were aborted, or the disk refused; 2 bad usage or configuration;
+3 jobs remain; 130 interrupted.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from errors import UserError, near
+
+if TYPE_CHECKING:
+    from orchestration.experiment import Experiment
+    from orchestration.queue import Queue
+    from orchestration.run_directory import ExperimentFolder
+
+DONE, FAILED, USAGE, REMAIN, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is expected, not {text!r}")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """Parse a number between 0 and 1."""
+    try:
+        if 0.0 <= float(text) <= 1.0:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"a number between 0 and 1 is expected, not {text!r}")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Print the message and exit with status 2."""
+        self.exit(USAGE, f"error: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    assert __doc__ is not None
+    summary, _, rest = __doc__.partition("\n\n")
+    p = Parser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = p.add_argument
+    add("--exp", required=True, metavar="NAME", help="an experiment: a file in experiments/ without its ending")
+    add("--root", type=Path, default=Path("runs"), help="folder of all runs (default: %(default)s)")
+    add("--processes", type=positive, metavar="N", help="jobs at once on each device (default: 1; on the CPU one a core)")
+    add("--max_gpus", type=positive, metavar="N", help="use at most this many CUDA devices")
+    add("--max_load", type=fraction, default=0.5, metavar="X", help="skip devices busier than this (default: %(default)s)")
+    add("--max_memory", type=fraction, default=0.5, metavar="X", help="skip devices fuller than this (default: %(default)s)")
+    add("--rf", action="store_true", help="remove the experiment's folder and start afresh")
+    add("--resume", action="store_true", help="go on with an existing experiment (it is done anyway)")
+    add("--dry_run", action="store_true", help="list the jobs and write nothing")
+    add("--status", action="store_true", help="print how far the experiment is and write nothing")
+    add("--max_jobs", type=positive, metavar="N", help="start at most this many jobs")
+    add(
+        "--requeue_level",
+        type=int,
+        default=0,
+        metavar="N",
+        help="queue again what was aborted (1), or failed too (2), or everything (10000)",
+    )
+    add("--update_exp", action="store_true", help="take in a changed experiment file or other overrides")
+    add("--update_lib", action="store_true", help="run jobs that have not started from the present source")
+    add("--executor", default="local", metavar="NAME", help="how jobs reach processes (default: %(default)s)")
+    add("--user_dir", type=Path, metavar="DIR", help="a folder of your own with modules, conf/ and experiments/")
+    add("overrides", nargs="*", metavar="OVERRIDE", help="configuration for all jobs, such as steps=500 estimator.iw=5,10")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    arguments = parser().parse_intermixed_args(argv)
+    try:
+        return command(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or arguments.root}", file=sys.stderr)
+        return FAILED
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Do what the arguments ask."""
+    from orchestration.experiment import expand, load
+    from orchestration.lifecycle import read_record
+    from orchestration.queue import Queue
+    from orchestration.run_directory import ExperimentFolder
+
+    folder = ExperimentFolder(arguments.root.resolve(), arguments.exp)
+    queue = Queue(folder)
+    if arguments.status:
+        return status(folder, queue)
+    if arguments.user_dir is None:
+        record = None if arguments.rf else read_record(folder)
+        arguments.user_dir = Path(record["user_dir"]) if record and record["user_dir"] else None
+    if arguments.user_dir:
+        arguments.user_dir = arguments.user_dir.resolve()
+    experiment = load(arguments.exp, arguments.user_dir)
+    if arguments.dry_run:
+        jobs = expand(experiment, arguments.overrides)
+        for job in jobs:
+            print(job.id, *job.overrides)
+        print(f"{len(jobs)} jobs")
+        return DONE
+    return run(arguments, experiment, folder, queue)
+
+
+def status(folder: "ExperimentFolder", queue: "Queue") -> int:
+    """Print the counts by state, and what failed."""
+    from orchestration.storage import CorruptFileError
+
+    if not folder.queue.exists():
+        made = [path.parent.name for path in folder.root.glob("*/queue.json")]
+        raise UserError(f"no experiment {folder.name!r} in {folder.root}{near(folder.name, made)}")
+    try:
+        rows = queue.rows()
+    except CorruptFileError as error:
+        raise UserError(f"{error}; `manager.py --exp {folder.name}` rebuilds it") from error
+    counts = queue.counts()
+    print(f"{folder.name}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    for row in rows:
+        if row.state in ("failed", "aborted"):
+            why = (folder.job(row.id).read_status() or {}).get("error")
+            print(f"{row.state}  {row.id}: {why or 'no reason left'}")
+    return ending(counts)
+
+
+def ending(counts: dict[str, int]) -> int:
+    """Return the exit status that tells how the jobs have ended."""
+    if counts.get("failed") or counts.get("aborted"):
+        return FAILED
+    return REMAIN if counts.get("queued") or counts.get("running") else DONE
+
+
+def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "ExperimentFolder", queue: "Queue") -> int:
+    """Bring the experiment's folder in line with what was asked, then work until nothing is left to do."""
+    from filelock import FileLock
+
+    from orchestration.devices import cuda_devices, describe, place
+    from orchestration.display import Display
+    from orchestration.execution import resolve
+    from orchestration.executors import names
+    from orchestration.lifecycle import Lifecycle, remove, remove_unborn
+    from orchestration.queue import Manager
+    from orchestration.scheduler import Scheduler
+
+    if arguments.executor not in names():
+        raise UserError(f"--executor: unknown executor {arguments.executor!r}{near(arguments.executor, names())}")
+    devices = cuda_devices()
+    slots = place(devices, arguments.processes, arguments.max_gpus, arguments.max_load, arguments.max_memory)
+    print(describe(devices, slots), flush=True)
+    if not slots:
+        limits = f"--max_load {arguments.max_load} or --max_memory {arguments.max_memory}"
+        raise UserError(f"every CUDA device is beyond {limits}; raise them, or wait")
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.setup_lock):
+        if arguments.rf:
+            remove(folder)
+        folder.path.mkdir(exist_ok=True)
+        manager = Manager(folder)
+        executor = resolve(f"orchestration.executors.{arguments.executor}.Executor")(folder, manager.name, slots)
+        try:
+            lifecycle = Lifecycle(folder, queue, executor.check, print, arguments.user_dir)
+            lifecycle.prepare(experiment, arguments.overrides, arguments.update_exp, arguments.update_lib)
+            if arguments.requeue_level:
+                print(f"{queue.requeue(arguments.requeue_level)} jobs queued again", flush=True)
+        except BaseException:
+            executor.kill()
+            manager.close()
+            remove_unborn(folder)
+            raise
+    display = Display(folder.name, len(slots))
+    scheduler = Scheduler(queue, manager, executor, display, len(slots), arguments.max_jobs)
+    try:
+        counts = scheduler.run()
+    finally:
+        display.close()
+        executor.kill()
+        manager.close()
+    print(f"{folder.name}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+    if scheduler.interrupts:
+        return INTERRUPTED
+    if scheduler.refusal:
+        print(f"error: the disk refused: {scheduler.refusal}", file=sys.stderr)
+        return FAILED
+    return ending(counts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Task `train`: maximise an estimator's bound by stochastic gradients, and measure the gradients on the way."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from analysis.gradients import gradient_statistics, select_parameters
+from orchestration.storage import CorruptFileError
+from seeding import derive_seed
+from tasks import checkpoint
+from tasks.build import build_dataset, build_device, build_estimator, build_model, build_optimizer
+from tasks.context import Context, Interrupted
+from tasks.evaluation import evaluate_bound
+from tasks.recorder import Recorder
+
+NAN_INTERVAL = 100  # steps between two looks at the loss where each look would make the CPU wait for the GPU
+
+
+class Training:
+    """One training run: what it is made of, and where it stands."""
+
+    def __init__(self, config: DictConfig, context: Context):
+        self.config, self.context = config, context
+        settings = OmegaConf.to_container(config)
+        assert isinstance(settings, dict)
+        self.device = build_device(config.device)
+        self.dataset = build_dataset(settings)
+        self.model = build_model(settings, self.device)
+        self.estimator = build_estimator(settings, self.device)
+        self.optimizer = build_optimizer(settings, self.model, self.estimator)
+        self.parts: Mapping[str, Any] = {
+            "model": self.model,
+            "estimator": self.estimator,
+            "optimizer": self.optimizer,
+        }
+        self.step = 0
+
+    def run(self) -> None:
+        """Train from the last checkpoint, or from the start, to the end."""
+        self.recorder = self._resume()
+        try:
+            self._loop()
+        finally:
+            self.recorder.close()
+
+    def _resume(self) -> Recorder:
+        state = checkpoint.load(self.context.run, self.device)
+        if state is not None:
+            try:
+                recorder = Recorder(self.context.run, state["metrics_length"], state["step"])
+            except CorruptFileError as error:
+                print(f"{error}: starting from the first step")
+            else:
+                checkpoint.restore(state, self.parts)
+                self.step = state["step"]
+                print(f"going on from step {self.step:,}")
+                return recorder
+        self.context.run.clear()
+        checkpoint.seed_random_state(derive_seed(self.config.seed, "training"))
+        return Recorder(self.context.run)
+
+    def _loop(self) -> None:
+        config, steps = self.config, self.config.steps
+        eval_every, checkpoint_every = config.eval_every, config.checkpoint_every
+        fresh = self.step == 0  # a checkpoint is written after its step's evaluation
+        self._clock = time.perf_counter(), self.step
+        while True:
+            if fresh and (self.step % eval_every == 0 or self.step == steps):
+                self._evaluate()
+            if self.step == steps:
+                break
+            stop = self.context.should_stop()
+            if fresh and (stop or (self.step and self.step % checkpoint_every == 0)):
+                self._save()
+            if stop:
+                raise Interrupted
+            self._train_step()
+            self.step += 1
+            fresh = True
+            self.context.progress(self.step, steps)
+        self._save()
+
+    def _train_step(self) -> None:
+        config = self.config
+        x = self.dataset.batch(self.step, config.batch_size, config.seed).to(self.device)
+        loss, _, _ = self.estimator(self.model, x)
+        if (self.device.type == "cpu" or self.step % NAN_INTERVAL == 0) and not math.isfinite(value := loss.item()):
+            raise FloatingPointError(f"the loss is {value} at step {self.step + 1}")
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _evaluate(self) -> None:
+        self._require_finite()
+        config = self.config
+        seconds, steps = time.perf_counter() - self._clock[0], self.step - self._clock[1]
+        for split in ("train", "test"):
+            x = self.dataset.points(split)[: config.evaluation.points].to(self.device)
+            values = evaluate_bound(self.model, x, config.evaluation.iw, derive_seed(config.seed, split, self.step))
+            values |= {name: value.item() for name, value in self.model.diagnostics(x, self.dataset).items()}
+            self.recorder.record(self.step, split, values)
+        statistics = gradient_statistics(
+            self.estimator,
+            self.model,
+            self.dataset.batch(self.step, config.batch_size, config.seed).to(self.device),
+            num_replicates=config.analysis.num_replicates,
+            parameters=list(config.analysis.parameters),
+            seed=derive_seed(config.seed, "gradients", self.step),
+            block_size=config.analysis.block_size,
+        )
+        self.recorder.record(self.step, "train", statistics.summary())
+        if steps:
+            self.recorder.record(self.step, "train", {"time/step_ms": 1e3 * seconds / steps})
+        self._clock = time.perf_counter(), self.step
+
+    def _save(self) -> None:
+        self._require_finite()
+        checkpoint.save(self.context.run, self.step, self.recorder.sync(), self.parts)
+
+    def _require_finite(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(f"parameter {name} is not finite after step {self.step}")
+
+
+def run(config: DictConfig, context: Context) -> None:
+    """Train as `config` says; write metrics, checkpoints and TensorBoard events to the run directory.
+
+    Raises Interrupted after a checkpoint where it is asked to stop, FloatingPointError (with the step and the quantity)
+    where the loss or a parameter is NaN or infinite.
+    """
+    Training(config, context).run()
+
+
+def check(config: DictConfig) -> None:
+    """Build everything once and take one gradient on two observations; raise what a job would raise."""
+    settings = OmegaConf.to_container(config)
+    assert isinstance(settings, dict)
+    device = torch.device("cpu")
+    model, estimator = build_model(settings, device), build_estimator(settings, device)
+    build_optimizer(settings, model, estimator)
+    dataset = build_dataset(settings)
+    dataset.batch(0, config.batch_size, config.seed)
+    x = dataset.points("train")[:2]
+    estimator(model, x)[0].backward()
+    select_parameters(model, list(config.analysis.parameters))

@@ -1,0 +1,156 @@
+import pytest
+
+from orchestration.locks import ProcessLock
+from orchestration.queue import Manager, Queue, Result, Row
+from orchestration.run_directory import ExperimentFolder
+from orchestration.storage import CorruptFileError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = ExperimentFolder(tmp_path, "study")
+    folder.jobs.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def queue(folder):
+    queue = Queue(folder)
+    queue.add(Row(name, [f"seed={number}"], snapshot="s1") for number, name in enumerate("abc"))
+    return queue
+
+
+def states(queue):
+    return {row.id: row.state for row in queue.rows()}
+
+
+def leave_status(folder, name, **status):
+    run = folder.job(name)
+    run.path.mkdir(exist_ok=True)
+    run.write_status(status)
+
+
+def test_jobs_are_claimed_in_order_and_once(folder, queue):
+    first, second = Manager(folder), Manager(folder)
+    assert [row.id for row in queue.claim(first, 2)] == ["a", "b"]
+    assert [(row.id, row.attempt) for row in queue.claim(second, 2)] == [("c", 1)]
+    assert queue.claim(first, 2) == []
+    assert queue.counts() == {"running": 3}
+
+
+def test_a_job_is_added_once(queue):
+    assert queue.add([Row("a", []), Row("d", [])]) == 1
+    assert [row.id for row in queue.rows()] == ["a", "b", "c", "d"]
+
+
+def test_only_the_current_claim_can_finish(folder, queue):
+    mine, other = Manager(folder), Manager(folder)
+    queue.claim(mine, 1)
+    queue.claim(other, 0, [Result("a", 1, "done")])
+    queue.claim(mine, 0, [Result("a", 2, "done")])
+    assert states(queue)["a"] == "running"
+    queue.claim(mine, 0, [Result("a", 1, "done")])
+    assert states(queue)["a"] == "done"
+    queue.claim(mine, 0, [Result("a", 1, "failed")])
+    assert states(queue)["a"] == "done"
+
+
+def test_what_a_dead_manager_claimed_is_lost_only_with_the_job(folder, queue):
+    dead, alive = Manager(folder), Manager(folder)
+    queue.claim(dead, 2)
+    assert queue.claim(alive, 0) == []
+    assert states(queue) == {"a": "running", "b": "running", "c": "queued"}
+    with ProcessLock(folder.job("a").lock):
+        dead.close()
+        queue.claim(alive, 0)
+        assert states(queue) == {"a": "running", "b": "queued", "c": "queued"}
+    assert [(row.id, row.attempt) for row in queue.claim(alive, 3)] == [("a", 2), ("b", 2), ("c", 1)]
+
+
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_what_a_job_finished_under_a_dead_manager_is_collected(folder, queue, state):
+    dead, alive = Manager(folder), Manager(folder)
+    queue.claim(dead, 2)
+    dead.close()
+    leave_status(folder, "a", state=state, attempt=1)
+    leave_status(folder, "b", state=state, attempt=0)  # an older attempt's word does not count
+    queue.claim(alive, 0)
+    assert states(queue) == {"a": state, "b": "queued", "c": "queued"}
+
+
+def test_a_worker_that_dies_three_times_in_a_row_without_progress_aborts_the_job(folder, queue):
+    manager = Manager(folder)
+    folder.job("a").path.mkdir()
+    for attempt in (1, 2):
+        assert queue.claim(manager, 1)[0] == Row("a", ["seed=0"], "running", attempt, "s1", manager.name, attempt - 1, "")
+        queue.claim(manager, 0, [Result("a", attempt, "died")])
+    folder.job("a").checkpoint.write_bytes(b"progress")
+    for attempt in (3, 4, 5):
+        assert states(queue)["a"] == "queued"
+        queue.claim(manager, 1)
+        queue.claim(manager, 0, [Result("a", attempt, "died")])
+    assert states(queue)["a"] == "aborted"
+    assert folder.job("a").read_status()["state"] == "aborted"
+    assert "died 3 times" in folder.job("a").read_status()["error"]
+
+
+def test_a_worker_that_dies_after_finishing_has_finished(folder, queue):
+    manager = Manager(folder)
+    queue.claim(manager, 1)
+    leave_status(folder, "a", state="done", attempt=1)
+    queue.claim(manager, 0, [Result("a", 1, "died")])
+    assert states(queue)["a"] == "done"
+
+
+def test_requeue_levels(folder, queue):
+    manager = Manager(folder)
+    queue.claim(manager, 3)
+    queue.claim(manager, 0, [Result("a", 1, "aborted"), Result("b", 1, "failed"), Result("c", 1, "done")])
+    assert queue.requeue(0) == 0
+    assert queue.requeue(1) == 1
+    assert states(queue) == {"a": "queued", "b": "failed", "c": "done"}
+    assert queue.requeue(2) == 1
+    assert queue.requeue(10_000) == 1
+    assert set(states(queue).values()) == {"queued"}
+
+
+def test_withdraw_and_renew_touch_only_queued_jobs(folder, queue):
+    queue.claim(Manager(folder), 1)
+    assert queue.renew_snapshot("s2") == 2
+    assert queue.withdraw(["a", "b"]) == ["b"]
+    assert [(row.id, row.snapshot) for row in queue.rows()] == [("a", "s1"), ("c", "s2")]
+
+
+def test_a_damaged_queue_is_rebuilt_from_the_run_directories(folder, queue):
+    rows = [row._replace(state="queued") for row in queue.rows()]
+    leave_status(folder, "a", state="done", attempt=2)
+    leave_status(folder, "b", state="running", attempt=3)
+    folder.queue.write_bytes(folder.queue.read_bytes()[:-5])
+    with pytest.raises(CorruptFileError):
+        queue.rows()
+    with ProcessLock(folder.job("b").lock):
+        aside = queue.rebuild(rows)
+        assert aside.exists()
+        assert {row.id: (row.state, row.attempt) for row in queue.rows()} == {
+            "a": ("done", 2),
+            "b": ("running", 3),
+            "c": ("queued", 0),
+        }
+        queue.claim(Manager(folder), 0)
+        assert states(queue)["b"] == "running"
+    leave_status(folder, "b", state="done", attempt=3)
+    queue.claim(Manager(folder), 0)
+    assert states(queue) == {"a": "done", "b": "done", "c": "queued"}
+
+
+def test_rebuilding_a_queue_that_can_be_read_changes_nothing(folder, queue):
+    queue.claim(Manager(folder), 1)
+    before = folder.queue.read_bytes()
+    assert queue.rebuild([Row("z", [])]) is None
+    assert folder.queue.read_bytes() == before
+
+
+def test_reading_takes_no_lock_and_writes_nothing(folder, queue):
+    before = sorted(folder.root.rglob("*"))
+    queue.rows(), queue.counts()
+    assert sorted(folder.root.rglob("*")) == before
