@@ -1,0 +1,1 @@
+"""What is measured on estimators and models: statistics of vectorised gradients."""
