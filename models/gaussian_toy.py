@@ -1,0 +1,127 @@
+"""The Gaussian toy model whose optimum is known (Rainforth et al. 2018, "Tighter variational bounds are not...")."""
+
+from collections.abc import Sequence
+from math import log, pi, sqrt
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.distributions import Normal
+from torch.nn import functional as F
+
+from datasets.gaussian_toy import GaussianToyData
+from models.template import LogDensities, Output, Template
+
+Scale = Literal["std", "variance"]
+
+
+class GaussianToy(Template):
+    """z ~ N(mu, I), x|z ~ N(z, I), q(z|x) = N(A x + b, s^2 I), with x and z in R^D.
+
+    The parameters `A` [D, D], `b` [D] and `mu` [D] start away from their optimum: A drawn with norm about one a row,
+    b and mu zero. `place_at_optimum` puts them where the gradient studies measure.
+
+    `scale` names which number of q is 2/3: "std" (s = 2/3, as the code behind OVIS's figure has it) or "variance"
+    (s^2 = 2/3, as the text of Rainforth et al. has it).
+    """
+
+    def __init__(self, dim: int = 20, scale: Scale = "std"):
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, not {dim}")
+        if scale not in get_args(Scale):
+            raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(get_args(Scale))}")
+        self.dim = dim
+        self.std = 2 / 3 if scale == "std" else sqrt(2 / 3)
+        self.A = nn.Parameter(torch.randn(dim, dim) / sqrt(dim))
+        self.b = nn.Parameter(torch.zeros(dim))
+        self.mu = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, reparam: bool = False, sample_shape: tuple[int, int] = (1, 1)) -> Output:
+        """Draw z [mc, iw, batch, D] for x [batch, D], with its log-densities; z itself is built when it is read.
+
+        Each log-density is a quadratic form of z - mean_i. As z = m + s eps, and abs(s eps + d)^2 =
+        s^2 abs(eps)^2 + 2 s eps.d + abs(d)^2 with d = m - mean_i, one batched product serves all three of them, and
+        another their backward pass.
+        """
+        self._check(x)
+        batch, (mc, iw) = len(x), sample_shape
+        qz_mean = F.linear(x, self.A, self.b)
+        z_mean = qz_mean if reparam else qz_mean.detach()
+        eps = torch.randn(batch, mc * iw, self.dim, dtype=x.dtype, device=x.device)
+
+        # A reparameterised z - qz_mean is s eps, whatever the parameters.
+        from_qz = torch.zeros_like(qz_mean) if reparam else z_mean - qz_mean
+        offsets = torch.stack([z_mean - x, z_mean - self.mu, from_qz], dim=1)
+        norms = torch.linalg.vector_norm(self.std * eps, dim=-1).square().unsqueeze(1)
+        norms = norms + offsets.square().sum(-1, keepdim=True)
+        distances = torch.baddbmm(norms, offsets, eps.transpose(1, 2), alpha=2 * self.std)
+        from_x, from_pz, from_qz = distances.view(batch, 3, mc, iw).permute(1, 2, 3, 0).unbind()
+
+        return Output(
+            {
+                "log_px": self._log_normal(from_x),
+                "log_pz": (self._log_normal(from_pz),),
+                "log_qz": (self._log_normal(from_qz, self.std),),
+                "reparam": reparam,
+            },
+            {
+                "z": lambda _: [z_mean + self.std * eps.view(batch, mc, iw, self.dim).permute(1, 2, 0, 3)],
+                "px": lambda output: Normal(output["z"][0], 1.0, validate_args=False),
+                "pz": lambda _: [Normal(self.mu, 1.0, validate_args=False)],
+                "qz": lambda _: [Normal(qz_mean, self.std, validate_args=False)],
+            },
+        )
+
+    def sample_from_prior(self, bs: int) -> dict[str, Any]:
+        """Draw `bs` z [bs, D] from the prior; return `px`, `z` and `pz`."""
+        pz = Normal(self.mu.expand(bs, -1), 1.0, validate_args=False)
+        z = pz.sample()
+        return {"px": Normal(z, 1.0, validate_args=False), "z": [z], "pz": [pz]}
+
+    def log_prob(self, x: Tensor, z: Sequence[Tensor], stop_phi: bool = False) -> LogDensities:
+        """Return the log-densities of x [batch, D] and of the given z, one layer [mc, iw, batch, D]."""
+        self._check(x)
+        A, b = (self.A.detach(), self.b.detach()) if stop_phi else (self.A, self.b)
+        (layer,) = z
+
+        def distance(mean: Tensor) -> Tensor:
+            return (layer - mean).square().sum(-1)
+
+        return LogDensities(
+            self._log_normal(distance(x)),
+            (self._log_normal(distance(self.mu)),),
+            (self._log_normal(distance(F.linear(x, A, b)), self.std),),
+        )
+
+    def place_at_optimum(self, dataset: GaussianToyData, perturbation: float = 0.0, seed: int = 0) -> None:
+        """Set A, b and mu to the data set's optimum plus N(0, perturbation^2) noise; the optimum itself stays as it is.
+
+        Raises ValueError when the data set's points have another dimension.
+        """
+        self._check(dataset.mu)
+        generator = Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter, optimum in ((self.A, dataset.A), (self.b, dataset.b), (self.mu, dataset.mu)):
+                noise = torch.randn(optimum.shape, generator=generator)
+                parameter.copy_(optimum + perturbation * noise)
+
+    def diagnostics(self, x: Tensor, dataset: GaussianToyData) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return the mean squared distances of A, b and mu to the data set's optimum."""
+        self._check(dataset.mu)
+        return {
+            f"gaussian_toy/mse_{name}": (getattr(self, name).detach() - getattr(dataset, name).to(self.mu))
+            .square()
+            .mean()
+            for name in ("A", "b", "mu")
+        }
+
+    def _log_normal(self, distance: Tensor, std: float = 1.0) -> Tensor:
+        """Return the log-density of N(mean, std^2 I) where the squared distance to the mean is `distance`."""
+        return -0.5 / std**2 * distance - self.dim * (log(std) + 0.5 * log(2 * pi))
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[-1] != self.dim:
+            raise ValueError(
+                f"GaussianToy(dim={self.dim}) was given x of shape {list(x.shape)}; its last is the dimension"
+            )
