@@ -32,7 +32,7 @@ from orchestration.schema import GROUPS, Rule, rules
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DECLARED = dict(rules())
 _REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
-_PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|inf|nan)$)[A-Za-z_][\w.-]*", re.IGNORECASE)
+_PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_][a-z0-9_.-]*", re.IGNORECASE | re.ASCII)
 
 
 class OverrideError(UserError):
@@ -99,7 +99,9 @@ def compose_values(values: Mapping[str, Any], user_dir: Path | None = None) -> J
 
 def composition_of(values: Mapping[str, Any], user_dir: Path | None = None) -> Composition:
     """Return the composition of the groups that `values` chooses; raise UserError for a choice that does not exist."""
-    return _composition(CONF, user_dir, tuple((group, values[group]) for group in GROUPS if group in values))
+    chosen = {group: values[group] for group in GROUPS if group in values}
+    names = ((group, name if isinstance(name, str) else _spell(name)) for group, name in chosen.items())
+    return _composition(CONF, user_dir, tuple(names))
 
 
 @lru_cache(maxsize=100_000)
@@ -127,19 +129,19 @@ def parse_override(override: str) -> Assignment:
 
 
 @cache
-def _composition(conf: Path, user_dir: Path | None, chosen: tuple[tuple[str, Any], ...]) -> Composition:
+def _composition(conf: Path, user_dir: Path | None, chosen: tuple[tuple[str, str], ...]) -> Composition:
     """Return the composition with its estimator, whose id is in its canonical spelling."""
     for group, choice in chosen:
         if group != "estimator":
             names = _options(conf, user_dir, group)
             if choice not in names:
-                raise OverrideError(group, choice, f"unknown {group}{near(str(choice), names)}")
+                raise OverrideError(group, choice, f"unknown {group}{near(choice, names)}")
     composed = _hydra_composition(conf, user_dir, tuple(item for item in chosen if item[0] != "estimator"))
     if user_dir is not None:
         registry.add_directory(user_dir)
     given = dict(chosen).get("estimator", composed.defaults["estimator.id"])
     try:
-        estimator = registry.parse(str(given)).id
+        estimator = registry.parse(given).id
     except UserError as error:
         raise OverrideError("estimator", given, str(error)) from None
     return replace(
@@ -287,6 +289,6 @@ def _spell(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(_spell, value))}]"
-    if isinstance(value, str) and value and not _PLAIN_TEXT.fullmatch(value):
+    if isinstance(value, str) and not _PLAIN_TEXT.fullmatch(value):
         return QuotedString(value, Quote.single).with_quotes()
     return str(value)
