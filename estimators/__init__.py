@@ -45,4 +45,4 @@ def get_estimator(
         ValueError: a value that this estimator refuses; the message names the id, what came and what would be right.
     """
     Estimator, config = get_config(id)
-    return Estimator(mc=mc, iw=iw, alpha=alpha, beta=beta, freebits=freebits, **config)  # type: ignore[arg-type]
+    return Estimator(mc=mc, iw=iw, alpha=alpha, beta=beta, freebits=freebits, **config)

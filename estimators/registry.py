@@ -3,15 +3,15 @@
 A family of ids is one file, `conf/estimator/<family>.yaml`, here or in a user's directory:
 
     id: ovis-gamma<gamma>                    # literal text and <parameters>
-    target: estimators.bounds.ovis_gamma.OvisGamma # Estimator(mc, iw, alpha, beta, freebits, **parameters)
+    target: estimators.bounds.ovis_gamma.OvisGamma  # called as Estimator(mc, iw, alpha, beta, freebits, **parameters)
     parameters: {gamma: float}               # int, float, count (10, or 0.3: a share of K) or a list of words
     examples: [ovis-gamma0, ovis-gamma1]     # ids that it holds, offered as near names
     declares: unbiased for gamma = 0         # what its tests hold it to
     source: Liévin et al. 2020, eq. 17
     needs: log q(z|x)                        # of a model
 
->>> parse("ovis-gamma1.0")
-EstimatorId(id='ovis-gamma1', family='ovis-gamma', target='estimators.bounds.ovis_gamma.OvisGamma', parameters={'gamma': 1.0})
+>>> parse("ovis-gamma1.0").id, parse("ovis-gamma1.0").parameters
+('ovis-gamma1', {'gamma': 1.0})
 """
 
 import re

@@ -1,0 +1,129 @@
+"""The base classes of the estimators of multi-sample bounds."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from math import inf, isfinite
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from estimators.bounds.diagnostics import Diagnostics
+from estimators.bounds.weights import Weights, learning_signal, log_terms, phi_surrogate, theta_surrogate, weigh
+from models.particles import Particles, draw_particles
+
+
+class Estimate(NamedTuple):
+    """A bound, and a surrogate whose gradient estimates the gradient of its expectation: each [mc, batch]."""
+
+    bound: Tensor
+    surrogate: Tensor
+
+
+class BoundEstimator(nn.Module, ABC):
+    """An estimator of the gradient of a bound on log p(x), for the parameters of p (theta) and of q (phi).
+
+    A subclass gives `id` and `estimate`, and says what it needs: the fewest particles, whether its bound has a Rényi
+    form, whether z must carry a gradient.
+
+    num_mc: copies of the estimate, averaged.
+    num_particles: K, the particles of the bound.
+    num_extra: particles drawn beside them for each copy.
+    """
+
+    id: str
+    min_particles: ClassVar[int] = 2
+    takes_alpha: ClassVar[bool] = True
+    reparameterises: ClassVar[bool] = False
+
+    def __init__(
+        self, mc: int = 1, iw: int = 16, alpha: float = 0.0, beta: float = 1.0, freebits: float | None = None
+    ) -> None:
+        """Build the estimator; the arguments are those of `estimators.get_estimator`.
+
+        Raises ValueError, naming the id, what came and what would be right.
+        """
+        super().__init__()
+        if mc < 1:
+            raise ValueError(f"{self.id}: mc = {mc}, expected 1 or more copies of the estimate")
+        if iw < self.min_particles:
+            raise ValueError(f"{self.id}: iw = {iw}, expected {self.min_particles} or more particles")
+        if freebits is not None and not isfinite(freebits):
+            raise ValueError(f"{self.id}: freebits = {freebits}, expected a finite number of nats or None")
+        self.alpha = self._alpha(alpha)
+        self.beta = self._beta(beta)
+        self.freebits = freebits
+        self.num_mc, self.num_particles, self.num_extra = mc, iw, 0
+
+    def forward(
+        self, model: nn.Module, x: Tensor, alpha: float | None = None, beta: float | None = None
+    ) -> tuple[Tensor, Diagnostics, Mapping[str, Any]]:
+        """Draw particles for x [batch, ...] and estimate the gradient of the bound.
+
+        `alpha` and `beta` replace the constructed ones for this call.
+
+        Returns the loss, a scalar whose value is -bound (mean over mc and the batch) and whose gradient is the
+        estimate; the diagnostics; the output of the model. Raises ValueError as the constructor does, and where a z
+        that must carry a gradient has none.
+        """
+        alpha = self.alpha if alpha is None else self._alpha(alpha)
+        beta = self.beta if beta is None else self._beta(beta)
+        particles = self._draw(model, x)
+        bound, surrogate = self.estimate(particles, alpha, beta)
+        loss = (surrogate.detach() - surrogate - bound).mean()
+        return loss, Diagnostics(particles, self.num_particles), particles.output
+
+    @abstractmethod
+    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
+        """Return the bound and the surrogate of particles [num_mc, num_particles + num_extra, batch]."""
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows of the estimator."""
+        return f"{self.id}, alpha={self.alpha}, beta={self.beta}, freebits={self.freebits}"
+
+    def _alpha(self, alpha: float) -> float:
+        if not 0 <= alpha < 1:
+            raise ValueError(f"{self.id}: alpha = {alpha}, expected a number in [0, 1)")
+        if alpha and not self.takes_alpha:
+            raise ValueError(f"{self.id}: alpha = {alpha}, expected 0: its bound has no Rényi form")
+        return float(alpha)
+
+    def _beta(self, beta: float) -> float:
+        if not 0 <= beta < inf:
+            raise ValueError(f"{self.id}: beta = {beta}, expected a number that is not negative")
+        return float(beta)
+
+    def _draw(self, model: nn.Module, x: Tensor) -> Particles:
+        num_drawn = self.num_particles + self.num_extra
+        if not self.reparameterises:
+            return draw_particles(model, x, self.num_mc, num_drawn)
+        needs = (
+            f"{self.id}: needs z to carry the gradient of q's parameters, and that of {type(model).__name__} has none"
+        )
+        try:
+            particles = draw_particles(model, x, self.num_mc, num_drawn, reparam=True)
+        except NotImplementedError as error:
+            raise ValueError(f"{needs} ({error})") from error
+        # Where log q has no gradient either, none is asked for: no_grad, or the gradient of p's parameters alone.
+        if any(log_q.requires_grad for log_q in particles.log_qz) and not particles.reparameterised:
+            raise ValueError(f"{needs}; use rsample() when forward is given reparam=True")
+        return particles
+
+
+class ScoreFunction(BoundEstimator):
+    """grad_theta L^a + sum_{k,l} (d_{k,l} - c_k) h_{k,l}: the score function estimator with a control variate c_k.
+
+    d_{k,l} = L^a - beta m_{k,l} v_k is the learning signal of particle k and layer l, h_{k,l} its score. With c_k
+    independent of z_k given the other particles, E[c_k h_k] = 0: unbiased.
+    """
+
+    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
+        """Return the bound L^a and its surrogate, linear in log w_k (for theta) and log q_{k,l} (for phi)."""
+        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+        weights = weigh(terms.log_w, alpha)
+        signal = learning_signal(weights, terms.slope, self.control_variate(weights, beta))
+        surrogate = theta_surrogate(weights.w_norm, terms.log_w) + phi_surrogate(signal, terms.log_q)
+        return Estimate(weights.bound, surrogate)
+
+    @abstractmethod
+    def control_variate(self, weights: Weights, beta: float) -> Tensor:
+        """Return c_k - weights.shift, [mc, iw, batch] (or what broadcasts to it)."""

@@ -1,0 +1,42 @@
+"""OVIS with the asymptotic form of the optimal control variate."""
+
+from math import isfinite, log, log1p
+
+from torch import Tensor
+
+from estimators.bounds.base import ScoreFunction
+from estimators.bounds.weights import Weights, leave_one_out
+from estimators.registry import spell
+
+
+class OvisGamma(ScoreFunction):
+    """OVIS~ (Liévin et al. 2020, eq. 17; there for alpha = 0, beta = 1), by the factorised leave-one-out bound:
+
+        c_k = L^a + [log(1 - v_k) - gamma log(1 - 1/K)] / (1 - a) - gamma beta v_k
+            = [log sum_{j != k} w_j^{1-a} - log K - gamma log(1 - 1/K)] / (1 - a) - gamma beta v_k
+
+    Unbiased for gamma = 0, which is best at a low effective sample size. Otherwise, and best at a high one, biased as
+    v_k depends on z_k: E = grad L^a + gamma beta E[sum_k v_k h_k], whose SNR grows as sqrt(K). Proof: the rows of
+    `ovis-gamma` in tests/estimators/test_bounds_enumeration.py.
+    """
+
+    def __init__(
+        self,
+        mc: int = 1,
+        iw: int = 16,
+        alpha: float = 0.0,
+        beta: float = 1.0,
+        freebits: float | None = None,
+        gamma: float = 1.0,
+    ) -> None:
+        self.id = f"ovis-gamma{spell(gamma)}"
+        super().__init__(mc, iw, alpha, beta, freebits)
+        if not (isfinite(gamma) and gamma >= 0):
+            raise ValueError(f"{self.id}: gamma = {gamma}, expected a number that is not negative")
+        self.gamma = gamma
+
+    def control_variate(self, weights: Weights, beta: float) -> Tensor:
+        """Return c_k - shift, [mc, iw, batch]."""
+        constant = log(weights.num_particles) + self.gamma * log1p(-1 / weights.num_particles)
+        others = (leave_one_out(weights) - constant) / (1 - weights.alpha)
+        return others - self.gamma * beta * weights.w_norm

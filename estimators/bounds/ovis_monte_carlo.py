@@ -1,0 +1,130 @@
+"""OVIS with a Monte Carlo estimate of the optimal control variate."""
+
+from fractions import Fraction
+from math import floor, log
+
+import torch
+from torch import Tensor
+
+from estimators.bounds.base import BoundEstimator, Estimate
+from estimators.bounds.weights import (
+    FLOOR,
+    Terms,
+    Weights,
+    learning_signal,
+    leave_one_out,
+    log_terms,
+    phi_surrogate,
+    theta_surrogate,
+    weigh,
+)
+from estimators.registry import spell
+from models.particles import Particles
+
+
+class _AuxiliaryParticles(BoundEstimator):
+    """What both forms share: S, the particles that the control variate is made of, a number or a share of K."""
+
+    suffix: str
+
+    def __init__(
+        self,
+        mc: int = 1,
+        iw: int = 16,
+        alpha: float = 0.0,
+        beta: float = 1.0,
+        freebits: float | None = None,
+        num_auxiliary: int | float = 1,
+    ) -> None:
+        self.id = f"ovis-S{spell(num_auxiliary)}{self.suffix}"
+        super().__init__(mc, iw, alpha, beta, freebits)
+        if not ((isinstance(num_auxiliary, int) and num_auxiliary >= 1) or 0 < num_auxiliary < 1):
+            raise ValueError(f"{self.id}: S = {num_auxiliary}, expected 1 or more particles, or a share of iw below 1")
+        # The share as it is written: floor(0.29 * 100) is 28 in binary.
+        share = floor(Fraction(str(num_auxiliary)) * iw)
+        self.num_auxiliary = num_auxiliary if isinstance(num_auxiliary, int) else max(1, share)
+
+
+class OvisMonteCarlo(_AuxiliaryParticles):
+    """OVIS-MC (Liévin et al. 2020, eq. 12) within K particles: phi learns from K - S of them, theta from all.
+
+    The control variate is `mean_learning_signal` of the other S. Unbiased: for grad_phi L^a_{K-S} and grad_theta L^a_K.
+    Proof: the rows of `ovis-S` in tests/estimators/test_bounds_enumeration.py.
+    """
+
+    suffix = ""
+
+    def __init__(
+        self,
+        mc: int = 1,
+        iw: int = 16,
+        alpha: float = 0.0,
+        beta: float = 1.0,
+        freebits: float | None = None,
+        num_auxiliary: int | float = 1,
+    ) -> None:
+        super().__init__(mc, iw, alpha, beta, freebits, num_auxiliary)
+        if self.num_auxiliary >= iw:
+            raise ValueError(
+                f"{self.id}: iw = {iw}, expected more than S = {self.num_auxiliary}; with ovis-S{spell(num_auxiliary)}"
+                "-exclusive the S particles come on top"
+            )
+
+    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
+        """Return L^a of all particles and the surrogate."""
+        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+        split = self.num_particles - self.num_auxiliary
+        main, auxiliary = terms.particles(0, split), terms.particles(split, self.num_particles)
+        weights, main_weights = weigh(terms.log_w, alpha), weigh(main.log_w, alpha)
+        signal = learning_signal(main_weights, main.slope, mean_learning_signal(main_weights, auxiliary))
+        surrogate = theta_surrogate(weights.w_norm, terms.log_w) + phi_surrogate(signal, main.log_q)
+        return Estimate(weights.bound, surrogate)
+
+
+class OvisMonteCarloExclusive(_AuxiliaryParticles):
+    """OVIS-MC (Liévin et al. 2020, eq. 12) with S particles beside the K of the bound.
+
+    The control variate is `mean_learning_signal` of the S. Unbiased for grad L^a_K. Proof: the rows of
+    `ovis-S-exclusive` in tests/estimators/test_bounds_enumeration.py.
+    """
+
+    suffix = "-exclusive"
+    min_particles = 1
+
+    def __init__(
+        self,
+        mc: int = 1,
+        iw: int = 16,
+        alpha: float = 0.0,
+        beta: float = 1.0,
+        freebits: float | None = None,
+        num_auxiliary: int | float = 1,
+    ) -> None:
+        super().__init__(mc, iw, alpha, beta, freebits, num_auxiliary)
+        self.num_extra = self.num_auxiliary
+
+    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
+        """Return L^a of the first K particles and the surrogate."""
+        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+        split = self.num_particles
+        main, auxiliary = terms.particles(0, split), terms.particles(split, split + self.num_extra)
+        weights = weigh(main.log_w, alpha)
+        signal = learning_signal(weights, main.slope, mean_learning_signal(weights, auxiliary))
+        surrogate = theta_surrogate(weights.w_norm, main.log_w) + phi_surrogate(signal, main.log_q)
+        return Estimate(weights.bound, surrogate)
+
+
+def mean_learning_signal(weights: Weights, auxiliary: Terms) -> Tensor:
+    """Return c_k - shift for c_k = 1/S sum_s d_k(z^(s), z_-k), [mc, K, batch], with layers in front under freebits.
+
+    d_k(z^(s), z_-k) is the learning signal of an auxiliary particle in the place of z_k. With o_k the log-sum of the
+    others' weights and a_s its own log-weight, both heated, its bound is (logaddexp(o_k, a_s) - log K) / (1 - alpha)
+    and its weight sigmoid(a_s - o_k). Tensors of S K numbers are the largest, and no exponential underflows.
+    """
+    others = leave_one_out(weights).unsqueeze(-3)
+    own = (1 - weights.alpha) * (auxiliary.log_w.detach() - weights.shift).unsqueeze(-2)
+    v = (own - others).clamp(FLOOR, -FLOOR).sigmoid()
+    log_sum = torch.maximum(others, own) - torch.maximum(v, 1 - v).log()
+    bound = (log_sum.mean(-3) - log(weights.num_particles)) / (1 - weights.alpha)
+    slope = auxiliary.slope if isinstance(auxiliary.slope, float) else auxiliary.slope.unsqueeze(-2)
+    return bound - (slope * v).mean(-3)

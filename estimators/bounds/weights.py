@@ -1,0 +1,136 @@
+"""The mathematics of importance-weighted bounds, as functions of log-weights.
+
+Shapes: K particles lie on the axis -2 and the batch on the axis -1: [mc, iw, batch]; reductions over particles keep
+their axis. What belongs to a layer of z has the layers in front: [layers, mc, iw, batch].
+"""
+
+from functools import reduce
+from math import log
+from operator import add
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.particles import Particles
+
+# exp() of less leaves what float32 holds at full speed once it is divided by K; beside exp(0) = 1 it adds nothing.
+FLOOR = -70.0
+
+
+class Terms(NamedTuple):
+    """What the bounds need of particles.
+
+    log_w: log w_k = log p(x|z_k) - beta sum_l max(log q_l - log p_l, freebits), [mc, iw, batch].
+    log_q: log q(z_k|x), [layers, mc, iw, batch]; without freebits the layers are summed into one.
+    slope: beta m_{k,l} = -d log w_k / d log q_l; as log_q under freebits, otherwise a number.
+    """
+
+    log_w: Tensor
+    log_q: Tensor
+    slope: Tensor | float
+
+    def particles(self, start: int, stop: int) -> "Terms":
+        """Return the terms of the particles start, ..., stop - 1."""
+        slope = self.slope if isinstance(self.slope, float) else self.slope[..., start:stop, :]
+        return Terms(self.log_w[..., start:stop, :], self.log_q[..., start:stop, :], slope)
+
+
+class Weights(NamedTuple):
+    """The Rényi bound of particles and their normalised weights: numbers without gradient.
+
+    Everything is heated to the power 1 - alpha, and in units of the largest weight exp(shift): near the optimum the
+    differences that estimators live on are far below the rounding of log w itself.
+
+    alpha: the order of the bound.
+    shift: max_k log w_k, [mc, 1, batch].
+    log_w: (1 - alpha)(log w_k - shift), at most 0, [mc, iw, batch].
+    w: exp(log_w), with exponents below FLOOR raised to it, [mc, iw, batch].
+    total: sum_k w_k, [mc, 1, batch].
+    w_norm: v_k = w_k / total, [mc, iw, batch].
+    """
+
+    alpha: float
+    shift: Tensor
+    log_w: Tensor
+    w: Tensor
+    total: Tensor
+    w_norm: Tensor
+
+    @property
+    def num_particles(self) -> int:
+        """K."""
+        return self.log_w.shape[-2]
+
+    @property
+    def relative_bound(self) -> Tensor:
+        """L^a - shift = (logsumexp_k (1 - a) log w_k - log K) / (1 - a) - shift, [mc, 1, batch]."""
+        return (self.total.log() - log(self.num_particles)) / (1 - self.alpha)
+
+    @property
+    def bound(self) -> Tensor:
+        """L^a, [mc, batch]."""
+        return (self.shift + self.relative_bound).squeeze(-2)
+
+
+def log_terms(particles: Particles, beta: float, freebits: float | None, stop_q: bool) -> Terms:
+    """Return the terms of particles; with `stop_q`, log w is constant in log q (its gradient is that of log p)."""
+    if freebits is None:
+        log_p, log_q = reduce(add, particles.log_pz).unsqueeze(0), reduce(add, particles.log_qz).unsqueeze(0)
+    else:
+        log_p, log_q = torch.stack(particles.log_pz), torch.stack(particles.log_qz)
+    log_ratio = (log_q.detach() if stop_q else log_q) - log_p
+    if freebits is None:
+        return Terms(torch.sub(particles.log_px, log_ratio[0], alpha=beta), log_q, beta)
+    log_w = torch.sub(particles.log_px, log_ratio.clamp(min=freebits).sum(0), alpha=beta)
+    return Terms(log_w, log_q, beta * (log_ratio.detach() >= freebits).to(log_w.dtype))
+
+
+def relative(log_w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Return the largest log w, [mc, 1, batch], and (1 - alpha)(log w - largest); -inf only where log w is."""
+    largest = log_w.detach().amax(-2, keepdim=True)
+    # Where every weight is zero, -inf - -inf would be nan.
+    difference = log_w - largest.clamp(min=torch.finfo(log_w.dtype).min)
+    return largest, difference if alpha == 0 else (1 - alpha) * difference
+
+
+def weigh(log_w: Tensor, alpha: float) -> Weights:
+    """Return the weights of particles: one exp of K numbers, from which bound and control variates follow."""
+    shift, log_w = relative(log_w.detach(), alpha)
+    w = log_w.clamp(min=FLOOR).exp()
+    total = w.sum(-2, keepdim=True)
+    return Weights(alpha, shift, log_w, w, total, w / total)
+
+
+def leave_one_out(weights: Weights) -> Tensor:
+    """Return log sum_{j != k} w_j for every k, [mc, iw, batch], in linear time and memory; -inf where nothing is left.
+
+    At most one particle holds more than half of the total. For any other, total - w_k cancels nothing; for that one the
+    others are summed anew, relative to their own maximum: exact to rounding at any gap.
+    """
+    dominant = weights.w_norm > 0.5
+    largest, others = relative(weights.log_w.masked_fill(dominant, -torch.inf), alpha=0.0)
+    others = largest + others.clamp(min=FLOOR).exp().sum(-2, keepdim=True).log()
+    rest = (weights.total - weights.w).clamp(min=0.5).log()
+    return torch.where(dominant, others, rest)
+
+
+def learning_signal(weights: Weights, slope: Tensor | float, control_variate: Tensor) -> Tensor:
+    """Return d_{k,l} - c_k = L^a - beta m_{k,l} v_k - c_k for a control variate in units of the shift: c_k - shift.
+
+    A control variate of -inf (all the weights that it is made of are zero) is replaced by c_k = 0, of which every
+    estimate stays as unbiased: it depends on the other particles alone.
+    """
+    bound = weights.relative_bound
+    centred = torch.where(control_variate > -torch.inf, bound - control_variate, bound + weights.shift)
+    return centred - slope * weights.w_norm
+
+
+def theta_surrogate(coefficients: Tensor, log_w: Tensor) -> Tensor:
+    """Return sum_k coefficient_k log w_k, [mc, batch], finite where some log w_k is -inf."""
+    return (coefficients * log_w.clamp(min=torch.finfo(log_w.dtype).min)).sum(-2)
+
+
+def phi_surrogate(coefficients: Tensor, log_q: Tensor) -> Tensor:
+    """Return sum_{k,l} coefficient_{k,l} log q_{k,l}, [mc, batch]; the coefficients may be one for all layers."""
+    return (coefficients * log_q).sum((0, -2))
