@@ -15,54 +15,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import UserError, near
+from orchestration.command_line import DONE, FAILED, INTERRUPTED, REMAIN, Parser, fraction, guarded, positive
 
 if TYPE_CHECKING:
     from orchestration.experiment import Experiment
     from orchestration.queue import Queue
     from orchestration.run_directory import ExperimentFolder
 
-DONE, FAILED, USAGE, REMAIN, INTERRUPTED = 0, 1, 2, 3, 130
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least one."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is expected, not {text!r}")
-    return int(text)
-
-
-def fraction(text: str) -> float:
-    """Parse a number between 0 and 1."""
-    try:
-        if 0.0 <= float(text) <= 1.0:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"a number between 0 and 1 is expected, not {text!r}")
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        """Print the message and exit with status 2."""
-        self.exit(USAGE, f"error: {message}\n")
-
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    assert __doc__ is not None
-    summary, _, rest = __doc__.partition("\n\n")
-    p = Parser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    p = Parser(__doc__)
     add = p.add_argument
     add("--exp", required=True, metavar="NAME", help="an experiment: a file in experiments/ without its ending")
     add("--root", type=Path, default=Path("runs"), help="folder of all runs (default: %(default)s)")
-    add("--processes", type=positive, metavar="N", help="jobs at once on each device (default: 1; on the CPU one a core)")
+    add(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help="jobs at once on each device (default: 1; CPU: its cores)",
+    )
     add("--max_gpus", type=positive, metavar="N", help="use at most this many CUDA devices")
-    add("--max_load", type=fraction, default=0.5, metavar="X", help="skip devices busier than this (default: %(default)s)")
-    add("--max_memory", type=fraction, default=0.5, metavar="X", help="skip devices fuller than this (default: %(default)s)")
+    add(
+        "--max_load",
+        type=fraction,
+        default=0.5,
+        metavar="X",
+        help="skip busier devices (default: %(default)s)",
+    )
+    add(
+        "--max_memory",
+        type=fraction,
+        default=0.5,
+        metavar="X",
+        help="skip fuller devices (default: %(default)s)",
+    )
     add("--rf", action="store_true", help="remove the experiment's folder and start afresh")
     add("--resume", action="store_true", help="go on with an existing experiment (it is done anyway)")
     add("--dry_run", action="store_true", help="list the jobs and write nothing")
@@ -79,24 +66,19 @@ def parser() -> argparse.ArgumentParser:
     add("--update_lib", action="store_true", help="run jobs that have not started from the present source")
     add("--executor", default="local", metavar="NAME", help="how jobs reach processes (default: %(default)s)")
     add("--user_dir", type=Path, metavar="DIR", help="a folder of your own with modules, conf/ and experiments/")
-    add("overrides", nargs="*", metavar="OVERRIDE", help="configuration for all jobs, such as steps=500 estimator.iw=5,10")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="OVERRIDE",
+        help="configuration of all jobs: steps=500 estimator.iw=5,10",
+    )
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     arguments = parser().parse_intermixed_args(argv)
-    try:
-        return command(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or arguments.root}", file=sys.stderr)
-        return FAILED
+    return guarded(lambda: command(arguments))
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -59,7 +59,8 @@ def place(
     """Return one slot for each worker: `processes` (default 1) on each device that has room.
 
     A device has room where its load and its memory in use are at most these fractions; of those at most `max_gpus` are
-    taken, the emptiest first. Without any CUDA device the slots are on the CPU, `processes` of them (default: one a core).
+    taken, the emptiest first. Without any CUDA device the slots are on the CPU: `processes` of them, by default one a
+    core.
     """
     if not devices:
         return [Slot(f"cpu:{number}", "") for number in range(processes or os.cpu_count() or 1)]

@@ -1,4 +1,4 @@
-"""Run one job in this process: its status before and after, its thread count, its errors."""
+"""Run one job in this process: its status before and after, and its errors."""
 
 import errno
 import importlib
@@ -51,9 +51,6 @@ def execute(job: Job, context: Context, attempt: int) -> Outcome:
 
 
 def _attempt(job: Job, context: Context) -> Outcome:
-    import torch
-
-    torch.set_num_threads(job.config["threads"])
     config = OmegaConf.create(job.config)
     OmegaConf.set_readonly(config, True)
     try:
@@ -66,6 +63,15 @@ def _attempt(job: Job, context: Context) -> Outcome:
         traceback.print_exc()
         return Outcome("failed", one_line(error))
     return Outcome("done")
+
+
+def check(job: Job) -> None:
+    """Have the job's task try what the job needs; raise UserError, in one line, for what the task refuses."""
+    module, _, _ = job.config["task"]["target"].rpartition(".")
+    try:
+        resolve(f"{module}.check")(OmegaConf.create(job.config))
+    except Exception as error:
+        raise UserError(f"{job.id}: {one_line(error)}") from error
 
 
 def resolve(target: str) -> Any:

@@ -48,7 +48,7 @@ class Lifecycle:
                 "give none to go on, or --update_exp to change its jobs"
             )
         elif experiment.text != record["file"]:
-            self.say(f"{experiment.where} has changed since the experiment was created; --update_exp takes the change in")
+            self.say(f"{experiment.where} has changed since this was created; --update_exp takes the change in")
         if update_lib:
             self._update_source(record)
 

@@ -1,8 +1,8 @@
 """The queue of an experiment: who may run which job, in one file that only managers write.
 
 Every change is one read-modify-write under one file lock. A manager claims jobs, hands them to its workers and writes
-back what became of them; a claim is named by the manager and the attempt, and only the current claim can finish. Whether
-a manager or a job is alive is asked of the locks that their processes hold, never of a clock.
+back what became of them; a claim is named by the manager and the attempt, and only the current claim can finish.
+Whether a manager or a job is alive is asked of the locks that their processes hold, never of a clock.
 """
 
 import os
@@ -185,7 +185,7 @@ class Queue:
         if status.get("attempt") == row["attempt"] and status.get("state") in FINAL_STATES:
             return {"state": status["state"], "manager": ""}
         checkpoint = run.checkpoint_identity()
-        deaths = row["deaths"] + 1 if checkpoint == row["checkpoint"] else 1
+        deaths = row["deaths"] + 1 if checkpoint == row["checkpoint"] else 0
         state = "queued"
         if deaths >= MAX_DEATHS:
             state = "aborted"

@@ -20,7 +20,13 @@ class Scheduler:
     """Runs the jobs of one queue until none is left, it is interrupted, or `max_jobs` have been claimed."""
 
     def __init__(
-        self, queue: Queue, manager: Manager, executor: Executor, display: Display, slots: int, max_jobs: int | None = None
+        self,
+        queue: Queue,
+        manager: Manager,
+        executor: Executor,
+        display: Display,
+        slots: int,
+        max_jobs: int | None = None,
     ):
         self.queue, self.manager, self.executor, self.display = queue, manager, executor, display
         self.slots = slots
@@ -52,7 +58,9 @@ class Scheduler:
         """Pass an interrupt on to the workers: the signal's handler itself only counts."""
         if self.interrupts > self._obeyed:
             if self._obeyed == 0 and self._running:
-                self.display.say("interrupted: jobs write a checkpoint and go back to the queue; once more stops at once")
+                self.display.say(
+                    "interrupted: jobs write a checkpoint and go back to the queue; once more stops at once"
+                )
             self._obeyed = self.interrupts
             if self.interrupts == 1:
                 self.executor.stop()

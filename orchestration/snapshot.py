@@ -11,14 +11,15 @@ IGNORED = {"tests", "benchmarks", "build", "dist"}
 
 
 def source_files(folder: Path) -> list[Path]:
-    """Return the modules and configurations below `folder`, relative and sorted, without generated or hidden folders."""
+    """Return the modules and configurations below `folder`, relative and sorted, nothing generated or hidden."""
     found = []
     for parent, folders, files in os.walk(folder):
         top = Path(parent) == folder
         folders[:] = [
             name
             for name in folders
-            if not name.startswith((".", "__")) and not (Path(parent, name) / "pyvenv.cfg").exists()
+            if not name.startswith((".", "__"))
+            and not (Path(parent, name) / "pyvenv.cfg").exists()
             and not (top and (name in IGNORED or (name in {"runs", "reports", "data"})))
         ]
         found += [Path(parent, name).relative_to(folder) for name in files if Path(name).suffix in SUFFIXES]

@@ -18,8 +18,8 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
     """Replace the file at `path` by `content` (bytes, or a function that writes them to an open file).
 
     The content goes to a temporary file beside it and to the disk before the name is moved, and the folder is synced
-    after: a reader, also one after a power cut, sees the old file or the new one. Raises OSError where the disk refuses,
-    with the old file intact and no temporary file left behind.
+    after: a reader, also one after a power cut, sees the old file or the new one. Raises OSError where the disk
+    refuses, with the old file intact and no temporary file left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -8,8 +8,8 @@ It reads one JSON object a line on standard input and writes one a line on what 
     <- {"do": "run", "id", "attempt", "overrides": [...]}     -> {"event": "started" | "progress" | "ended", "id", ...}
     <- {"do": "stop"}                                         the running job writes a checkpoint and ends as queued
 
-At the end of its input (its manager is gone, or has no more to do) it finishes the job it runs, leaves the job's status,
-and ends. It serves one snapshot of the source: the one in whose folder it was started.
+At the end of its input (its manager is gone, or has no more to do) it finishes the job it runs, leaves the job's
+status, and ends. It serves one snapshot of the source: the one in whose folder it was started.
 """
 
 import argparse
@@ -25,11 +25,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from errors import UserError
 from orchestration.configuration import _spell as spell
 from orchestration.configuration import compose
-from orchestration.execution import Outcome, execute, one_line, resolve
+from orchestration.execution import Outcome, check, execute, one_line
 from orchestration.locks import ProcessLock
 from orchestration.queue import Queue
 from orchestration.run_directory import ExperimentFolder, RunDirectory
@@ -125,15 +124,13 @@ class Worker:
 
 
 def check_jobs(jobs: list[list[str]], user_dir: Path | None) -> list[str]:
-    """Have each job's task try what the job needs; return one line for each that is refused."""
+    """Return one line for each job that its task refuses."""
     errors = []
     for overrides in jobs:
-        job = compose(overrides, user_dir)
-        module, _, _ = job.config["task"]["target"].rpartition(".")
         try:
-            resolve(f"{module}.check")(OmegaConf.create(job.config))
-        except Exception as error:
-            errors.append(f"{job.id}: {one_line(error)}")
+            check(compose(overrides, user_dir))
+        except UserError as error:
+            errors.append(str(error))
     return errors
 
 

@@ -13,8 +13,13 @@ from orchestration.execution import resolve
 from seeding import derive_seed
 
 
-def build_device(name: str) -> torch.device:
-    """Return the device that `name` says; `auto` is the CUDA device that this process sees, else the CPU."""
+def prepare_torch(config: Mapping[str, Any]) -> torch.device:
+    """Give this process the job's number of threads; return the job's device.
+
+    The device `auto` is the CUDA device that this process sees, else the CPU.
+    """
+    torch.set_num_threads(config["threads"])
+    name = config["device"]
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

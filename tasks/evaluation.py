@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
-from estimators.bounds.diagnostics import diagnostics
+from estimators.bounds.diagnostics import Diagnostics
 from models.particles import draw_particles
 
 MAX_PARTICLES = 2**18  # particles drawn at once; together with the shapes it fixes which noise a point gets
@@ -23,7 +23,7 @@ def evaluate_bound(model: nn.Module, x: Tensor, iw: int, seed: int) -> dict[str,
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
         for chunk in x.split(max(1, MAX_PARTICLES // iw)):
-            for name, value in diagnostics(draw_particles(model, chunk, mc=1, iw=iw)).items():
+            for name, value in Diagnostics(draw_particles(model, chunk, mc=1, iw=iw), iw).items():
                 sums[name] += value.item() * len(chunk)
     model.train(training)
     return {name: total / len(x) for name, total in sums.items()}

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from analysis.gradients import gradient_statistics, select_parameters
 from orchestration.storage import CorruptFileError
 from seeding import derive_seed
 from tasks import checkpoint
-from tasks.build import build_dataset, build_device, build_estimator, build_model, build_optimizer
+from tasks.build import build_dataset, build_estimator, build_model, build_optimizer, prepare_torch
 from tasks.context import Context, Interrupted
 from tasks.evaluation import evaluate_bound
 from tasks.recorder import Recorder
@@ -28,7 +27,7 @@ class Training:
         self.config, self.context = config, context
         settings = OmegaConf.to_container(config)
         assert isinstance(settings, dict)
-        self.device = build_device(config.device)
+        self.device = prepare_torch(settings)
         self.dataset = build_dataset(settings)
         self.model = build_model(settings, self.device)
         self.estimator = build_estimator(settings, self.device)
@@ -99,11 +98,13 @@ class Training:
         self._require_finite()
         config = self.config
         seconds, steps = time.perf_counter() - self._clock[0], self.step - self._clock[1]
+        said = f"step {self.step:,}"
         for split in ("train", "test"):
             x = self.dataset.points(split)[: config.evaluation.points].to(self.device)
             values = evaluate_bound(self.model, x, config.evaluation.iw, derive_seed(config.seed, split, self.step))
             values |= {name: value.item() for name, value in self.model.diagnostics(x, self.dataset).items()}
             self.recorder.record(self.step, split, values)
+            said += f"  {split} loss/L_k {values['loss/L_k']:.4f}"
         statistics = gradient_statistics(
             self.estimator,
             self.model,
@@ -112,8 +113,9 @@ class Training:
             parameters=list(config.analysis.parameters),
             seed=derive_seed(config.seed, "gradients", self.step),
             block_size=config.analysis.block_size,
-        )
-        self.recorder.record(self.step, "train", statistics.summary())
+        ).summary()
+        self.recorder.record(self.step, "train", statistics)
+        print(f"{said}  grads/snr {statistics['grads/snr']:.4g}", flush=True)
         if steps:
             self.recorder.record(self.step, "train", {"time/step_ms": 1e3 * seconds / steps})
         self._clock = time.perf_counter(), self.step

@@ -82,10 +82,12 @@ def test_a_worker_that_dies_three_times_in_a_row_without_progress_aborts_the_job
     manager = Manager(folder)
     folder.job("a").path.mkdir()
     for attempt in (1, 2):
-        assert queue.claim(manager, 1)[0] == Row("a", ["seed=0"], "running", attempt, "s1", manager.name, attempt - 1, "")
+        assert queue.claim(manager, 1)[0] == Row(
+            "a", ["seed=0"], "running", attempt, "s1", manager.name, attempt - 1, ""
+        )
         queue.claim(manager, 0, [Result("a", attempt, "died")])
     folder.job("a").checkpoint.write_bytes(b"progress")
-    for attempt in (3, 4, 5):
+    for attempt in (3, 4, 5, 6):
         assert states(queue)["a"] == "queued"
         queue.claim(manager, 1)
         queue.claim(manager, 0, [Result("a", attempt, "died")])

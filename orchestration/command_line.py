@@ -1,0 +1,61 @@
+"""What the command-line programs share: exit statuses, one-line errors, kinds of arguments."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from errors import UserError
+
+DONE, FAILED, USAGE, REMAIN, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose description is a module's docstring, and whose errors are one line and status 2."""
+
+    def __init__(self, docstring: str | None):
+        summary, _, rest = (docstring or "").partition("\n\n")
+        super().__init__(
+            description=summary,
+            epilog=rest,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with status 2."""
+        self.exit(USAGE, f"error: {message}; --help lists the arguments\n")
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Return the command's exit status; a user's mistake, an interrupt or a disk that refuses is one line."""
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return FAILED
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """Parse a number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, not {text!r}")
+    return value

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Run one job: a Hydra configuration, composed from conf/ and the overrides given.
+
+    python run.py                                              # the defaults: a Gaussian mixture with ovis-gamma1
+    python run.py estimator=vimco-arithmetic estimator.iw=20 seed=3 steps=5000
+    python run.py model=gaussian_toy estimator=pathwise-iwae --cfg
+
+The job's folder is <root>/single/jobs/<id>. The same overrides again go on from its checkpoint, or say that it is done.
+Exit status: 0 done; 1 failed, or the disk refused; 2 bad usage or configuration; 130 interrupted.
+"""
+
+import argparse
+import io
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from errors import UserError
+from orchestration.command_line import DONE, FAILED, INTERRUPTED, Parser, guarded
+
+
+class Tee(io.TextIOBase):
+    """A stream that also writes to a log."""
+
+    def __init__(self, stream: TextIO, log: TextIO):
+        self.stream, self.log = stream, log
+
+    def write(self, text: str) -> int:
+        """Write to both."""
+        self.log.write(text)
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self.log.flush()
+        self.stream.flush()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    p = Parser(__doc__)
+    p.add_argument("--cfg", action="store_true", help="print the resolved configuration and run nothing")
+    p.add_argument("--user_dir", type=Path, metavar="DIR", help="a folder of your own with modules and conf/")
+    p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, such as model=gmm or estimator.iw=5")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    arguments = parser().parse_intermixed_args(argv)
+    return guarded(lambda: command(arguments))
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Compose the job and run it under its lock."""
+    import yaml
+
+    from orchestration.configuration import compose
+    from orchestration.execution import check, execute
+    from orchestration.locks import ProcessLock, holder
+    from orchestration.run_directory import ExperimentFolder
+    from tasks.context import Context
+
+    if arguments.user_dir:
+        arguments.user_dir = arguments.user_dir.resolve()
+        sys.path.insert(0, str(arguments.user_dir))
+    job = compose(arguments.overrides, arguments.user_dir)
+    if arguments.cfg:
+        print(yaml.safe_dump(job.config, sort_keys=False), end="")
+        return DONE
+    run = ExperimentFolder(Path(job.config["root"]).resolve(), "single").job(job.id)
+    lock = ProcessLock(run.lock)
+    if not lock.acquire(blocking=False):
+        raise UserError(f"{run.path} is being run by {holder(run.lock)}: wait for it, or stop it")
+    try:
+        status = run.read_status() or {}
+        if status.get("state") == "done":
+            print(f"done already: {run.path}")
+            return DONE
+        check(job)
+        stop = threading.Event()
+
+        def interrupted(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (signal's signature)
+            if stop.is_set():
+                raise KeyboardInterrupt
+            print("interrupted: writing a checkpoint; once more stops at once", file=sys.stderr)
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupted)
+        print(f"{job.id}\n{run.path}", flush=True)
+        with open(run.log, "a", buffering=1) as log:
+            sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
+            outcome = execute(job, Context(run, stop.is_set), status.get("attempt", 0) + 1)
+            sys.stdout, sys.stderr = sys.stdout.stream, sys.stderr.stream
+    finally:
+        lock.release()
+    print(f"{outcome.state}{': ' if outcome.error else ''}{outcome.error}")
+    return {"done": DONE, "queued": INTERRUPTED}.get(outcome.state, FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""The manager as its users see it: a command line, real worker processes, real kills. The jobs count, without torch."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestration.queue import Queue
+from orchestration.run_directory import ExperimentFolder
+
+SOURCE = Path(__file__).resolve().parents[2]
+IDS = [f"seed{number}" for number in range(1, 7)]
+
+
+class Study:
+    """The experiment `tally` in a folder of its own."""
+
+    def __init__(self, tmp_path):
+        self.user_dir = tmp_path / "user"
+        shutil.copytree(SOURCE / "tests" / "tally", self.user_dir, ignore=shutil.ignore_patterns("__pycache__"))
+        self.folder = ExperimentFolder(tmp_path / "runs", "tally")
+
+    def command(self, *arguments):
+        options = ["--exp", "tally", "--root", str(self.folder.root), "--user_dir", str(self.user_dir)]
+        return [sys.executable, "manager.py", *options, "--processes", "2", *arguments]
+
+    def run(self, *arguments):
+        return subprocess.run(self.command(*arguments), cwd=SOURCE, capture_output=True, text=True, timeout=120)
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            self.command(*arguments), cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    @property
+    def rows(self):
+        return Queue(self.folder).rows()
+
+    @property
+    def states(self):
+        return {re.search(r"seed\d+", row.id)[0]: row.state for row in self.rows}
+
+    def job(self, name):
+        return self.folder.job(next(row.id for row in self.rows if f"{name}-" in row.id))
+
+    def steps(self, name):
+        return [json.loads(line)["step"] for line in self.job(name).metrics.read_text().splitlines()]
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, "timed out"
+            time.sleep(0.01)
+
+    def running(self):
+        """The pid of each job that is under way."""
+        if not self.folder.queue.exists():
+            return {}
+        found = {row.id: self.folder.job(row.id).read_status() for row in self.rows}
+        return {name: status["pid"] for name, status in found.items() if status and status["state"] == "running"}
+
+    def assert_all_done_once(self, steps=5):
+        assert self.states == dict.fromkeys(IDS, "done")
+        for name in IDS:
+            assert self.steps(name) == list(range(steps))
+            assert self.job(name).read_status()["state"] == "done"
+            lines = (self.job(name).path / "attempts.jsonl").read_text().splitlines()
+            spans = sorted((span["began"], span["ended"]) for span in map(json.loads, lines))
+            assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(tmp_path)
+
+
+def test_all_jobs_run_once_and_a_second_call_has_nothing_to_do(study):
+    first = study.run()
+    assert first.returncode == 0, first.stderr
+    assert re.match(r"no CUDA device found: jobs run on the CPU, 2 jobs at a time\n|\d+ of \d+ CUDA", first.stdout)
+    study.assert_all_done_once()
+    for name in ("config.yaml", "status.json", "metrics.jsonl", "run.log"):
+        assert (study.job("seed1").path / name).exists()
+    assert study.job("seed1").log.read_text() == "counting, greeting one\n"
+    before = {path: path.stat().st_mtime_ns for path in study.folder.jobs.rglob("*")}
+    assert study.run("--resume").returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in study.folder.jobs.rglob("*")} == before
+    assert not list(study.folder.managers.iterdir())
+
+
+def test_a_job_that_raises_fails_alone_and_can_be_queued_again(study):
+    result = study.run("task.fail_at=3", "seed=1,2")
+    assert result.returncode == 1
+    assert study.states == {"seed1": "failed", "seed2": "failed"}
+    assert "Traceback" in study.job("seed1").log.read_text()
+    assert study.job("seed1").read_status()["error"] == "RuntimeError: told to fail at step 3"
+    assert "told to fail" in study.run("--status").stdout
+    assert study.run().returncode == 1
+    assert study.run("--requeue_level", "2").returncode == 1
+    assert all(row.attempt == 2 for row in study.rows)
+
+
+def test_max_jobs_leaves_the_rest_for_later(study):
+    assert study.run("--max_jobs", "2").returncode == 3
+    assert sorted(study.states.values()) == ["done"] * 2 + ["queued"] * 4
+    status = study.run("--status")
+    assert status.returncode == 3
+    assert status.stdout == "tally: 2 done, 4 queued\n"
+    assert study.run().returncode == 0
+    study.assert_all_done_once()
+
+
+def test_an_interrupt_sends_jobs_back_with_their_checkpoint(study):
+    manager = study.start("task.nap=0.2", "steps=15")
+    study.wait_for(lambda: len(study.running()) == 2)
+    pids = study.running().values()
+    manager.send_signal(signal.SIGINT)
+    output, _ = manager.communicate(timeout=60)
+    assert manager.returncode == 130
+    assert "go back to the queue" in output
+    assert set(study.states.values()) == {"queued"}
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()
+    assert study.run().returncode == 0
+    study.assert_all_done_once(steps=15)
+
+
+def test_a_second_interrupt_stops_at_once_without_orphans(study):
+    manager = study.start("task.nap=30")
+    study.wait_for(lambda: len(study.running()) == 2)
+    pids = study.running().values()
+    manager.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    manager.send_signal(signal.SIGINT)
+    manager.communicate(timeout=20)
+    assert manager.returncode == 130
+    assert set(study.states.values()) == {"queued"}
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_killed_worker_is_replaced_and_its_job_goes_on(study):
+    manager = study.start("task.nap=0.2", "steps=6")
+    study.wait_for(lambda: len(study.running()) == 2)
+    victim, pid = next(iter(study.running().items()))
+    os.kill(pid, signal.SIGKILL)
+    output, _ = manager.communicate(timeout=60)
+    assert manager.returncode == 0, output
+    assert f"lost     {victim}" in output
+    study.assert_all_done_once(steps=6)
+    assert {row.attempt for row in study.rows if row.id == victim} == {2}
+
+
+def test_a_job_that_kills_its_worker_three_times_is_aborted(study):
+    result = study.run("task.die_at=2", "seed=3")
+    assert result.returncode == 1
+    assert study.states == {"seed3": "aborted"}
+    # The first attempt still brought a new checkpoint: its death does not count.
+    assert study.rows[0].attempt == 4
+    assert "died 3 times" in study.job("seed3").read_status()["error"]
+
+
+def test_a_killed_manager_leaves_its_jobs_to_finish_and_the_next_one_collects_them(study):
+    manager = study.start("task.nap=0.3", "steps=8")
+    study.wait_for(lambda: len(study.running()) == 2)
+    alive = study.running()
+    manager.kill()
+    manager.communicate()
+    result = study.run()
+    assert result.returncode == 0, result.stdout + result.stderr
+    study.assert_all_done_once(steps=8)
+    assert {row.attempt for row in study.rows if row.id in alive} == {1}
+
+
+def test_two_managers_share_an_experiment(study):
+    managers = [study.start("task.nap=0.05") for _ in range(2)]
+    for manager in managers:
+        output, _ = manager.communicate(timeout=60)
+        assert manager.returncode == 0, output
+    study.assert_all_done_once()
+    assert {row.attempt for row in study.rows} == {1}
+
+
+def test_other_overrides_on_a_resume_need_to_be_taken_in(study):
+    assert study.run("steps=2").returncode == 0
+    assert study.run("steps=2").returncode == 0
+    refused = study.run("steps=3")
+    assert refused.returncode == 2
+    assert "steps=2" in refused.stderr
+    assert "steps=3" in refused.stderr
+    assert "--update_exp" in refused.stderr
+    assert study.run("--update_exp", "steps=3").returncode == 0
+    assert sorted(study.states) == IDS
+    assert len(study.rows) == 12
+
+
+def test_a_changed_file_is_named_and_taken_in_when_asked(study):
+    assert study.run("--max_jobs", "2").returncode == 3
+    file = study.user_dir / "experiments" / "tally.yaml"
+    file.write_text(file.read_text().replace("range(1,7)", "range(2,8)"))
+    result = study.run("--max_jobs", "1")
+    assert "tally.yaml has changed" in result.stdout
+    assert sorted(study.states) == IDS
+    result = study.run("--update_exp")
+    assert result.returncode == 0
+    assert "1 new jobs queued, 0 queued ones withdrawn" in result.stdout
+    assert study.states == dict.fromkeys([*IDS, "seed7"], "done")
+
+
+def test_points_that_left_the_grid_are_withdrawn_while_queued(study):
+    assert study.run("--max_jobs", "1").returncode == 3
+    assert study.run("--update_exp", "seed=1,6").returncode == 0
+    assert study.states == {"seed1": "done", "seed6": "done"}
+
+
+def test_jobs_run_from_the_source_as_it_was_unless_it_is_renewed(study):
+    assert study.run("--max_jobs", "1").returncode == 3
+    module = study.user_dir / "tally.py"
+    module.write_text(module.read_text().replace('"one"', '"two"'))
+    assert study.run("--max_jobs", "1").returncode == 3
+    assert study.run("--update_lib").returncode == 0
+    logs = sorted(study.folder.job(row.id).log.read_text() for row in study.rows)
+    assert logs == ["counting, greeting one\n"] * 2 + ["counting, greeting two\n"] * 4
+
+
+def test_starting_afresh_is_refused_while_a_job_runs(study):
+    manager = study.start("task.nap=30")
+    study.wait_for(lambda: len(study.running()) == 2)
+    refused = study.run("--rf")
+    assert refused.returncode == 2
+    assert "is running" in refused.stderr
+    assert f"pid {manager.pid}" in refused.stderr
+    for _ in range(2):
+        manager.send_signal(signal.SIGINT)
+        time.sleep(0.6)
+    manager.communicate(timeout=20)
+    assert study.run("--rf").returncode == 0
+    assert {row.attempt for row in study.rows} == {1}
+
+
+def test_a_damaged_queue_is_said_and_rebuilt(study):
+    assert study.run("--max_jobs", "4").returncode == 3
+    study.folder.queue.write_bytes(study.folder.queue.read_bytes()[:100])
+    assert study.run("--status").returncode == 2
+    result = study.run()
+    assert result.returncode == 0
+    assert "rebuilt" in result.stdout
+    study.assert_all_done_once()
+    assert {row.attempt for row in study.rows} == {1}
+    assert (study.folder.path / "queue.json.damaged-1").exists()
+
+
+def test_a_refusal_of_the_check_leaves_nothing_behind(study):
+    result = study.run("task.nap=-1")
+    assert result.returncode == 2
+    assert "task.nap=-1" in result.stderr
+    assert "no job was queued" in result.stderr
+    assert not study.folder.path.exists()
+
+
+def test_a_dry_run_lists_the_jobs_and_writes_nothing(study):
+    result = study.run("--dry_run", "seed=4,5")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == "2 jobs"
+    assert "seed=5" in result.stdout
+    assert not study.folder.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--exp", "quickstrat"], "quickstart"),
+        (["--exp", "tally", "seed=x"], "seed=x"),
+        (["--exp", "tally", "stepz=3"], "steps"),
+        (["--exp", "tally", "--processes", "0"], "at least 1"),
+        (["--exp", "tally", "--max_load", "2"], "between 0 and 1"),
+        (["--exp", "tally", "--executor", "locl"], "local"),
+        (["--exp", "tally", "--proceses", "2"], "--proceses"),
+        ([], "--exp"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(study, arguments, words):
+    options = ["--root", str(study.folder.root), "--user_dir", str(study.user_dir)]
+    result = subprocess.run(
+        [sys.executable, "manager.py", *options, *arguments], cwd=SOURCE, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not study.folder.path.exists()
+
+
+def test_help_answers_without_torch_or_hydra():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "manager.py", "--help"], cwd=SOURCE, capture_output=True, text=True
+    )
+    modules = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert result.returncode == 0
+    assert "--requeue_level" in result.stdout
+    assert not modules & {"torch", "hydra", "pandas", "tinydb"}
