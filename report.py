@@ -1,0 +1,92 @@
+"""Turn an experiment's run directories into tables, figures and one page.
+
+    python report.py --exp gaussian-mixture-model
+    open reports/gaussian-mixture-model/index.html
+
+What to show is in the experiment file's `report:` section; any flag below takes the place of its entry there.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from errors import UserError, near
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like every other mistake's."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint."""
+        raise UserError(message)
+
+
+def parser() -> Parser:
+    """Return the command line."""
+    text = argparse.RawDescriptionHelpFormatter
+    it = Parser("report.py", description=__doc__, formatter_class=text, allow_abbrev=False)
+    it.add_argument("--exp", required=True, metavar="NAME", help="the experiment")
+    it.add_argument("--root", default="runs", type=Path, metavar="DIR", help="where the runs are (default: runs)")
+    it.add_argument("--output", default="reports", type=Path, metavar="DIR", help="where to write (default: reports)")
+    it.add_argument("--user_dir", type=Path, metavar="DIR", help="a folder with experiments/ of your own")
+    what = it.add_argument_group("what to show; lists are comma separated, metrics are split:group/name")
+    what.add_argument("--keys", help="what tells curves apart: groups and config keys, such as dataset,estimator,iw")
+    what.add_argument("--metrics", help="curves to draw, such as test:gmm/posterior_mse,train:grads/snr")
+    what.add_argument("--detailed_metrics", help="curves to draw small, in one grid")
+    what.add_argument("--pivot_metrics", help="agg:split:group/name; agg is min, max, mean, median, first or last")
+    what.add_argument("--include", help="keep these runs only: ids, tags, choices (tvo: all of tvo-...), key=value")
+    what.add_argument("--exclude", help="leave these runs out")
+    what.add_argument("--ylims", help="limits of the value axis, such as test:loss/L_k:-94:-88")
+    what.add_argument("--ema", type=float, help="smooth the curves drawn: weight of the past, from 0 to below 1")
+    what.add_argument("--latex", action=argparse.BooleanOptionalAction, help="write the pivot as a LaTeX table too")
+    what.add_argument("--caption", help="a sentence for the page and the LaTeX table")
+    what.add_argument("--figures", help="kinds of figures to draw: curves, pivot, detailed")
+    return it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status."""
+    try:
+        return _report(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:
+        print(f"error: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _report(arguments: Sequence[str] | None) -> int:
+    command_line = parser()
+    known, unknown = command_line.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in command_line._actions for flag in action.option_strings]
+        raise UserError(f"unknown argument {unknown[0]!r}{near(unknown[0].partition('=')[0], flags)}")
+
+    # Imported here, so that --help and a mistyped flag answer at once.
+    from reporting.analyse import analyse
+    from reporting.load import load, states
+    from reporting.options import READERS, override, parse
+    from reporting.output import write
+
+    given = {name: value for name in READERS if (value := getattr(known, name)) is not None}
+    study = load(known.exp, known.root, known.user_dir)
+    options = override(parse(study.report, f"{study.source}: report"), given)
+    results = analyse(study, options, given)
+    name = known.exp + "".join(f"-{flag[:3]}={given[flag]}" for flag in ("include", "exclude") if given.get(flag))
+    folder = known.output / name.replace("/", "_").replace(" ", "")
+    write(results, folder, known.exp, study.description)
+    for warning in results.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    counts = ", ".join(f"{count} {state}" for state, count in states(results.jobs).items())
+    print(f"{known.exp}: {len(results.jobs)} jobs" + (f": {counts}" if counts else ", none has started"))
+    print(folder / "index.html")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""The figures: curves against training step, and pivot metrics against K. They draw tables and compute nothing new."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from reporting import style
+from reporting.layout import Layout, curves, split
+from reporting.options import Metric, PivotMetric
+
+Limits = Mapping[Metric, tuple[float, float]]
+
+MAX_COLUMNS = 5
+PUBLISHED = "published (hollow, dashed)"
+PUBLISHED_LINE = (0, (3, 2))
+OVER_STEPS = {
+    "min": "lowest over training",
+    "max": "highest over training",
+    "mean": "mean over training",
+    "median": "median over training",
+    "first": "first evaluation",
+    "last": "last evaluation",
+}
+
+
+def curves_figure(
+    table: pd.DataFrame,
+    metrics: Sequence[Metric],
+    layout: Layout,
+    ylims: Limits,
+    panel: tuple[float, float] = (2.7, 2.5),
+) -> Figure:
+    """Draw means over seeds with their 95% bands against the step: a row for each metric, a panel for each K.
+
+    The panels of a row share their y axis. `table` is that of `aggregate.curves`; `panel` the panels' size in inches.
+    """
+    titles = list(split(table, [layout.particles]))
+    chunks = [titles[start : start + MAX_COLUMNS] for start in range(0, len(titles), MAX_COLUMNS)]
+    rows = [
+        (metric, scene, part, chunk)
+        for metric in metrics
+        for scene, part in split(table[table["metric"] == str(metric)], layout.scenes).items()
+        for chunk in chunks
+    ]
+    fig, axes = _grid(len(rows), len(chunks[0]), panel)
+    for i, (metric, scene, part, chunk) in enumerate(rows):
+        line = axes[i]
+        cells = split(part, [layout.particles])
+        for ax, title in zip(line, chunk, strict=False):
+            if title in cells:
+                _draw_curves(ax, cells[title], layout)
+            if i == 0 or scene or len(chunks) > 1:
+                ax.set_title(", ".join(filter(None, [scene, title])))
+            _fit(ax, "y", metric, part, ylims)
+            style.set_step_axis(ax, part["step"].max())
+            ax.tick_params(which="both", labelleft=ax is line[0], labelbottom=i == len(rows) - 1 or len(chunks) > 1)
+        for ax in line[len(chunk) :]:
+            ax.set_axis_off()
+        line[0].set_ylabel(f"{style.axis_label(metric.name)}\n{metric.split}")
+    for ax in axes[-1]:
+        ax.set_xlabel("training step")
+    _legend(fig, [curve.handle() for curve in curves(table, layout)])
+    return fig
+
+
+def _draw_curves(ax: Axes, table: pd.DataFrame, layout: Layout) -> None:
+    """Draw means and bands; markers stand at different steps for different curves."""
+    for curve in curves(table, layout):
+        rows = curve.table.sort_values("step")
+        every = max(1, len(rows) // 6)
+        colour, marker = curve.look
+        ax.plot(
+            rows["step"],
+            rows["mean"],
+            color=colour,
+            linestyle=curve.line,
+            marker=marker,
+            markevery=(curve.place % every, every),
+            markersize=4.5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            label=curve.label,
+        )
+        band = rows[rows["n"] > 1]
+        ax.fill_between(band["step"], band["low"], band["high"], color=colour, alpha=0.14, linewidth=0)
+
+
+def pivot_figure(
+    table: pd.DataFrame, metrics: Sequence[PivotMetric], layout: Layout, ylims: Limits, published: pd.DataFrame
+) -> Figure:
+    """Draw each pivot metric, mean over seeds with 95% intervals: against K, or by name where there is but one K.
+
+    `table` is that of `aggregate.pivot`; `published` has the columns metric, estimator, iw, value.
+    """
+    parts = [
+        (metric, scene, part)
+        for metric in metrics
+        for scene, part in split(table[table["metric"] == str(metric)], layout.scenes).items()
+    ]
+    against_k = layout.particles is not None and table[layout.particles].nunique() > 1
+    all_curves = list(curves(table, layout))
+    labels = [curve.label for curve in all_curves]
+    columns = min(3, len(parts))
+    fig, axes = _grid(-(-len(parts) // columns), columns, (3.7, 3.1) if against_k else (3.6, 0.6 + 0.27 * len(labels)))
+    for ax, (metric, scene, part) in zip(axes.flat, parts, strict=False):
+        theirs = published[published["metric"] == str(metric)]
+        if against_k:
+            _draw_against_k(ax, part, theirs, layout)
+            style.set_particles_axis(ax, sorted(table[layout.particles].astype(float).unique()))
+            ax.set(xlabel="number of particles K", ylabel=style.axis_label(metric.metric.name))
+        else:
+            _draw_by_name(ax, part, theirs, layout, labels)
+            ax.tick_params(labelleft=ax.get_subplotspec().is_first_col())
+            ax.set_xlabel(style.axis_label(metric.metric.name))
+        _fit(ax, "y" if against_k else "x", metric.metric, part, ylims, theirs["value"], room=1.0)
+        ax.set_title(", ".join(filter(None, [scene, OVER_STEPS[metric.aggregation], metric.metric.split])))
+    for ax in axes.flat[len(parts) :]:
+        ax.set_axis_off()
+    handles = [curve.handle() for curve in all_curves] if against_k else []
+    if len(published):
+        line = PUBLISHED_LINE if against_k else "none"
+        hollow = {"marker": "o", "markerfacecolor": "white", "linestyle": line, "color": "#555555"}
+        handles.append(Line2D([], [], label=PUBLISHED if against_k else "published (hollow)", **hollow))
+    _legend(fig, handles)
+    return fig
+
+
+def _draw_against_k(ax: Axes, table: pd.DataFrame, published: pd.DataFrame, layout: Layout) -> None:
+    for curve in curves(table, layout):
+        rows = curve.table.sort_values(str(layout.particles))
+        colour, marker = curve.look
+        particles = rows[layout.particles].astype(float)
+        ax.plot(particles, rows["mean"], color=colour, marker=marker, linestyle=curve.line, label=curve.label)
+        seeds = rows["n"] > 1
+        errors = _errors(rows[seeds])
+        ax.errorbar(particles[seeds], rows["mean"][seeds], yerr=errors, fmt="none", ecolor=colour, elinewidth=1)
+        theirs = published[published["estimator"] == curve.name]
+        if len(theirs):
+            hollow = {"marker": marker, "markerfacecolor": "white", "linestyle": PUBLISHED_LINE, "linewidth": 1, "alpha": 0.7}
+            ax.plot(theirs["iw"], theirs["value"], color=colour, label=f"{curve.label}, published", **hollow)
+
+
+def _draw_by_name(
+    ax: Axes, table: pd.DataFrame, published: pd.DataFrame, layout: Layout, labels: Sequence[str]
+) -> None:
+    for curve in curves(table, layout):
+        colour, marker = curve.look
+        place = labels.index(curve.label)
+        theirs = published[published["estimator"] == curve.name]
+        hollow = {"marker": marker, "markerfacecolor": "white", "linestyle": "none", "markersize": 8}
+        ax.plot(theirs["value"], [place] * len(theirs), color=colour, label=f"{curve.label}, published", **hollow)
+        ax.plot(curve.table["mean"], [place] * len(curve.table), color=colour, marker=marker, label=curve.label)
+        seeds = curve.table[curve.table["n"] > 1]
+        errors = _errors(seeds)
+        ax.errorbar(seeds["mean"], [place] * len(seeds), xerr=errors, fmt="none", ecolor=colour, elinewidth=1)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+
+
+def _errors(table: pd.DataFrame) -> list[Any]:
+    return [table["mean"] - table["low"], table["high"] - table["mean"]]
+
+
+def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """Return a figure of panels of this size, in inches, with room for a legend below."""
+    fig = Figure(figsize=(max(panel[0] * columns, 4.5), panel[1] * rows + 0.8), layout="constrained")
+    return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def _fit(ax: Axes, axis: str, metric: Metric, table: pd.DataFrame, fixed: Limits, others: Any = (), room=0.35) -> None:
+    """Set the scale and the limits of the value axis, `axis` being "x" or "y"."""
+    centres = np.array([*table["mean"], *others])
+    edges = table.loc[table["n"] > 1, ["low", "high"]].to_numpy().ravel()
+    logarithmic = style.is_logarithmic(metric.name, centres)
+    limits = fixed.get(metric) or style.limits(logarithmic, centres, edges, room)
+    ax.set(**{f"{axis}lim": limits})
+    if logarithmic and limits[0] > 0:
+        (ax.set_yscale if axis == "y" else ax.set_xscale)("log", nonpositive="clip")
+        style.set_logarithmic(ax.yaxis if axis == "y" else ax.xaxis, *limits)
+
+
+def _legend(fig: Figure, handles: Sequence[Line2D]) -> None:
+    """Put the legend below the panels, in as many columns as fit."""
+    named = [handle for handle in handles if handle.get_label()]
+    if named:
+        longest = max(len(str(handle.get_label())) for handle in named)
+        columns = max(1, int(fig.get_figwidth() / (0.075 * longest + 0.6)))
+        rows = -(-len(named) // columns)
+        fig.legend(handles=named, loc="outside lower center", ncols=-(-len(named) // rows), handlelength=2.2)

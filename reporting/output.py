@@ -1,0 +1,127 @@
+"""Write a report into its folder: CSV files, figures, page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reporting import page, style, tables
+from reporting.aggregate import with_keys
+from reporting.analyse import GIVEN_UP, Results
+from reporting.figures import curves_figure, pivot_figure
+from reporting.layout import arrange
+from reporting.options import Metric
+
+MANIFEST = "manifest.txt"
+# Dates and versions stay out, so that the same report is the same bytes.
+METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+
+
+class Folder:
+    """The report's folder. What an earlier report made and this one did not is removed; nothing else is."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.made: list[str] = []
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file."""
+        self.made.append(name)
+        (self.path / name).write_text(text)
+
+    def write_csv(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table."""
+        self.made.append(name)
+        table.to_csv(self.path / name, index=False)
+
+    def draw(self, stem: str, figure: Figure) -> None:
+        """Write a figure as PNG and as PDF."""
+        for kind, metadata in METADATA.items():
+            self.made.append(f"{stem}.{kind}")
+            figure.savefig(self.path / self.made[-1], dpi=170, metadata=metadata)
+
+    def finish(self) -> None:
+        """Remove what the last report left behind, and remember what this one made."""
+        manifest = self.path / MANIFEST
+        earlier = manifest.read_text().splitlines() if manifest.exists() else []
+        for name in set(earlier) - set(self.made):
+            if Path(name).name == name:
+                (self.path / name).unlink(missing_ok=True)
+        manifest.write_text("".join(f"{name}\n" for name in sorted(self.made)))
+
+
+def write(results: Results, path: Path, title: str, description: str) -> None:
+    """Write the whole report. Raises OSError where the disk refuses."""
+    folder, keys = Folder(path), list(results.keys)
+    runs = tables.runs_table(results.runs, results.numbers, keys)
+    folder.write_csv("runs.csv", runs)
+    folder.write_csv("curves.csv", _with_split(results.means))
+    seeds = list(dict.fromkeys(["id", *keys, "seed"]))
+    per_run = with_keys(results.values, results.runs, seeds[1:]).sort_values([*seeds, "metric", "step"])
+    folder.write_csv("seeds.csv", _with_split(per_run[[*seeds, "metric", "step", "value"]]))
+    folder.write_csv("pivot.csv", tables.pivot_table(results.summary, keys))
+    with mpl.rc_context(style.RC):
+        drawings = _draw(results, folder)
+    pivot = ""
+    if len(results.summary):
+        layout = arrange(results.runs, results.keys)
+        laid_out = tables.lay_out(results.summary, keys, layout.particles, layout.scenes)
+        pivot = tables.pivot_html(laid_out)
+        if results.options.latex:
+            folder.write("pivot.tex", tables.pivot_latex(laid_out, results.options.caption or title))
+    content = page.Content(
+        title, description, results.options.caption, results.jobs, runs, drawings, pivot, results.warnings, folder.made
+    )
+    folder.write("index.html", page.render(content))
+    folder.finish()
+
+
+def _with_split(table: pd.DataFrame) -> pd.DataFrame:
+    """Put the split of `split:group/name` into a column of its own."""
+    parts = table["metric"].astype(str).str.partition(":")
+    place = table.columns.get_loc("metric")
+    table = table.assign(metric=parts[2])
+    table.insert(place, "split", parts[0])
+    return table
+
+
+def _draw(results: Results, folder: Folder) -> list[page.Drawing]:
+    """Draw each kind of figure that is asked for and has data; the pivot, the study's answer, comes first."""
+    options, layout, ylims = results.options, arrange(results.runs, results.keys), dict(results.options.ylims)
+    unfinished = int((results.runs["state"] != "done").sum() - results.runs["state"].isin(GIVEN_UP).sum())
+    drawings = []
+
+    summary = results.summary
+    reduced = [metric for metric in options.pivot_metrics if (summary["metric"] == str(metric)).any()]
+    if reduced and "pivot" in options.figures:
+        folder.draw("pivot", pivot_figure(summary, reduced, layout, ylims, results.published))
+        drawings.append(page.Drawing("pivot", page.pivot_caption(reduced, summary, results.published)))
+
+    def draw_curves(stem: str, metrics: Sequence[Metric], panel: tuple[float, float]) -> None:
+        table = results.smoothed[results.smoothed["metric"].isin([str(metric) for metric in metrics])]
+        folder.draw(stem, curves_figure(table, metrics, layout, ylims, panel))
+        drawings.append(page.Drawing(stem, page.curves_caption(metrics, table, options.ema, unfinished)))
+
+    if "curves" in options.figures:
+        for metric in _with_curves(options.metrics, results.smoothed):
+            draw_curves(f"curves-{_stem(metric)}", [metric], (2.7, 2.6))
+    if "detailed" in options.figures and (detailed := _with_curves(options.detailed_metrics, results.smoothed)):
+        draw_curves("detailed", detailed, (2.3, 1.7))
+    return drawings
+
+
+def _with_curves(metrics: Sequence[Metric], means: pd.DataFrame) -> list[Metric]:
+    """Keep the metrics that were recorded at two steps or more; one point is no curve."""
+    steps = means.groupby("metric", observed=True)["step"].nunique()
+    return [metric for metric in metrics if steps.get(str(metric), 0) > 1]
+
+
+def _stem(metric: Metric) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in str(metric))
