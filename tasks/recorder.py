@@ -12,7 +12,11 @@ class Recorder:
 
     def __init__(self, run: RunDirectory, metrics_length: int = 0, step: int = 0):
         self._metrics = MetricsFile(run.metrics)
-        self._metrics.keep(metrics_length)
+        try:
+            self._metrics.keep(metrics_length)
+        except BaseException:
+            self._metrics.close()
+            raise
         self._board = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if metrics_length else None)
 
     def record(self, step: int, split: str, values: Mapping[str, float]) -> None:

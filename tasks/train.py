@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from analysis.gradients import gradient_statistics, select_parameters
@@ -38,6 +37,7 @@ class Training:
             "optimizer": self.optimizer,
         }
         self.step = 0
+        self.resumed = False
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
@@ -56,7 +56,7 @@ class Training:
                 print(f"{error}: starting from the first step")
             else:
                 checkpoint.restore(state, self.parts)
-                self.step = state["step"]
+                self.step, self.resumed = state["step"], True
                 print(f"going on from step {self.step:,}")
                 return recorder
         self.context.run.clear()
@@ -66,7 +66,7 @@ class Training:
     def _loop(self) -> None:
         config, steps = self.config, self.config.steps
         eval_every, checkpoint_every = config.eval_every, config.checkpoint_every
-        fresh = self.step == 0  # a checkpoint is written after its step's evaluation
+        fresh = not self.resumed  # a checkpoint is written after its step's evaluation
         self._clock = time.perf_counter(), self.step
         while True:
             if fresh and (self.step % eval_every == 0 or self.step == steps):
@@ -143,11 +143,11 @@ def check(config: DictConfig) -> None:
     """Build everything once and take one gradient on two observations; raise what a job would raise."""
     settings = OmegaConf.to_container(config)
     assert isinstance(settings, dict)
-    device = torch.device("cpu")
+    device = prepare_torch(settings)
     model, estimator = build_model(settings, device), build_estimator(settings, device)
     build_optimizer(settings, model, estimator)
     dataset = build_dataset(settings)
     dataset.batch(0, config.batch_size, config.seed)
-    x = dataset.points("train")[:2]
+    x = dataset.points("train")[:2].to(device)
     estimator(model, x)[0].backward()
     select_parameters(model, list(config.analysis.parameters))

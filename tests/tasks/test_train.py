@@ -1,0 +1,144 @@
+import json
+import math
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from datasets.gaussian_mixture import GaussianMixtureData
+from errors import UserError
+from orchestration.configuration import compose
+from orchestration.run_directory import RunDirectory
+from tasks import checkpoint
+from tasks.context import Context, Interrupted
+from tasks.train import check, run
+
+SMALL = ["steps=30", "eval_every=10", "checkpoint_every=7", "evaluation.iw=5", "evaluation.points=20"]
+SMALL += ["analysis.num_replicates=20", "estimator.iw=3"]
+
+
+def configured(*overrides):
+    return OmegaConf.create(compose([*SMALL, *overrides]).config)
+
+
+def rows(path, timed=False):
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if timed or not row["name"].startswith("time/")]
+
+
+def train(path, *overrides, stop_at=math.inf):
+    """Run the job in `path`, asking it to stop once it has done `stop_at` steps."""
+    path.mkdir(exist_ok=True)
+    steps = [0]
+    context = Context(
+        RunDirectory(path),
+        should_stop=lambda: steps[-1] >= stop_at,
+        progress=lambda step, total: steps.append(step),
+    )
+    run(configured(*overrides), context)
+
+
+def test_every_evaluation_is_recorded(tmp_path):
+    train(tmp_path)
+    found = rows(tmp_path, timed=True)
+    assert all(set(row) == {"step", "split", "name", "value"} for row in found)
+    assert {row["step"] for row in found} == {0, 10, 20, 30}
+    names = {split: {row["name"] for row in found if row["split"] == split} for split in ("train", "test")}
+    shared = {"loss/L_k", "loss/elbo", "loss/kl", "loss/nll", "loss/kl_q_p", "loss/ess"}
+    shared |= {"gmm/posterior_mse", "gmm/prior_mse"}
+    gradients = {f"grads/{name}{end}" for name in ("snr", "dsnr", "variance", "magnitude") for end in ("", "_se")}
+    assert names["test"] == shared
+    percentiles = {f"snr/p{percent}" for percent in (5, 25, 50, 75, 95)}
+    assert names["train"] == shared | gradients | percentiles | {"grads/num_constant", "time/step_ms"}
+    assert len({(row["step"], row["split"], row["name"]) for row in found}) == len(found)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("overrides", [(), ("model=gaussian_toy", "estimator=pathwise-iwae", "optimizer=sgd")])
+def test_training_raises_the_bound(tmp_path, overrides):
+    options = ["steps=300", "eval_every=300", "evaluation.points=500", "evaluation.iw=3", "analysis.num_replicates=2"]
+    train(tmp_path, *overrides, *options, "optimizer.lr=0.01")
+    values = [row["value"] for row in rows(tmp_path) if (row["split"], row["name"]) == ("test", "loss/L_k")]
+    assert values[-1] > values[0] + 0.05
+
+
+@pytest.mark.parametrize("stops", [[0], [1], [7, 8], [10], [13, 20, 29]])
+def test_a_resumed_job_ends_with_the_same_numbers(tmp_path, stops):
+    train(tmp_path / "whole")
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            train(tmp_path / "parts", stop_at=stop)
+    train(tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_a_job_killed_between_checkpoints_ends_with_the_same_numbers(tmp_path):
+    train(tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, steps):
+        if step == 25:
+            raise Killed
+
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(Killed):
+        run(configured(), Context(RunDirectory(tmp_path / "parts"), progress=kill))
+    assert rows(tmp_path / "parts")[-1]["step"] == 20
+    with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 22, "spl')  # the line that a crash tore
+    train(tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_metrics_that_are_shorter_than_the_checkpoint_says_start_the_job_anew(tmp_path, capsys):
+    train(tmp_path)
+    whole = rows(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    train(tmp_path)
+    assert "starting from the first step" in capsys.readouterr().out
+    assert rows(tmp_path) == whole
+
+
+def test_evaluating_does_not_change_the_training(tmp_path):
+    train(tmp_path / "often", "eval_every=3")
+    train(tmp_path / "once", "eval_every=30", "analysis.num_replicates=7", "evaluation.points=3")
+    states = [checkpoint.load(RunDirectory(tmp_path / name), torch.device("cpu")) for name in ("often", "once")]
+    for a, b in zip(*(state["parts"]["model"].values() for state in states), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_seeds_give_different_runs(tmp_path):
+    train(tmp_path / "one", "seed=1")
+    train(tmp_path / "two", "seed=2")
+    one, two = ({(r["step"], r["split"], r["name"]): r["value"] for r in rows(tmp_path / n)} for n in ("one", "two"))
+    assert one[0, "test", "loss/L_k"] != two[0, "test", "loss/L_k"]
+
+
+def test_a_nan_fails_with_the_step_and_the_quantity_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    batch = GaussianMixtureData.batch
+    monkeypatch.setattr(GaussianMixtureData, "batch", lambda self, step, *rest: batch(self, step, *rest) / (step != 12))
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|-?inf) at step 13"):
+        train(tmp_path)
+    assert checkpoint.load(RunDirectory(tmp_path), torch.device("cpu"))["step"] == 7
+
+
+def test_a_parameter_that_overflows_is_named(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"parameter prior\.logits is not finite after step 10|the loss is"):
+        train(tmp_path, "optimizer=sgd", "optimizer.lr=1e38")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["estimator=vimco-arithmetic", "estimator.iw=1"], "vimco-arithmetic"),
+        (["estimator=pathwise-iwae"], "pathwise-iwae"),
+        (["analysis.parameters=[decoder]"], "decoder"),
+        (["model=gaussian_toy", "batch_size=5000"], "5000"),
+        (["device=gpu"], "device=gpu"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(overrides, words):
+    with pytest.raises((UserError, ValueError), match=words):
+        check(configured(*overrides))
