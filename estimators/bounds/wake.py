@@ -10,7 +10,8 @@ class WakeWake(BoundEstimator):
 
     theta: grad_theta L^a, unbiased. phi: sum_k v_k h_k, descent on the inclusive divergence KL(p | q): at alpha = 0,
     beta = 1 the self-normalised importance sampling estimate of E_{p(z|x)}[grad_phi log q(z|x)], consistent for it as K
-    grows. Other weights are those of another posterior: q^a p(x, z)^(1 - a), normalised, for beta = 1. Proof: the rows of `wake-wake` in tests/estimators/test_bounds_enumeration.py.
+    grows. Heated weights are those of another posterior: at beta = 1 the normalised q^a p(x, z)^{1-a}. Proof: the rows
+    of `wake-wake` in tests/estimators/test_bounds_enumeration.py.
     """
 
     id = "wake-wake"
