@@ -21,7 +21,7 @@ from reporting.options import Metric, PivotMetric
 
 # What may differ between the runs of a cell without a word: it changes no number, or it is what is averaged over.
 NEUTRAL = frozenset(
-    {"seed", "tag", "device", "root", "data_root", "threads", "checkpoint_every", "dataset.url", "verbose"}
+    {"state", "error", "seed", "tag", "device", "root", "data_root", "threads", "checkpoint_every", "dataset.url"}
 )
 
 
@@ -29,8 +29,8 @@ def natural(value: Any) -> tuple:
     """Sort key: numbers by value, before texts, whose digits count as numbers (`S10` after `S5`)."""
     if isinstance(value, int | float):
         return (0, value)
-    parts = re.split(r"(\d+)", str(value))
-    return (1, tuple(int(part) if part.isdigit() else part for part in parts))
+    parts = re.split(r"(\d+)", str(value).casefold())
+    return (1, tuple(int(part) if part.isdecimal() else part for part in parts), str(value))
 
 
 def resolve_key(key: str, columns: Iterable[str]) -> str:
@@ -141,10 +141,10 @@ def take(values: pd.DataFrame, metrics: Iterable[Metric]) -> pd.DataFrame:
     metrics = list(dict.fromkeys(metrics))
     parts = [values[(values["split"] == split) & (values["name"] == name)] for split, name in metrics]
     kept = pd.concat(parts) if parts else values.iloc[:0]
-    names = pd.Categorical.from_codes(
-        np.repeat(np.arange(len(parts)), np.array([len(part) for part in parts], dtype=int)), categories=[str(metric) for metric in metrics]
-    )
-    return kept.drop(columns=["split", "name"]).assign(metric=names)
+    names = pd.Index([str(metric) for metric in metrics])
+    codes = np.repeat(np.arange(len(parts)), np.array([len(part) for part in parts], dtype=int))
+    column = pd.Categorical.from_codes(codes, categories=names)
+    return kept.drop(columns=["split", "name"]).assign(metric=column)
 
 
 def smooth(values: pd.DataFrame, ema: float) -> pd.DataFrame:

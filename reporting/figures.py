@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from reporting import style
 from reporting.layout import Layout, curves, split
@@ -16,8 +17,8 @@ from reporting.options import Metric, PivotMetric
 Limits = Mapping[Metric, tuple[float, float]]
 
 MAX_COLUMNS = 5
-PUBLISHED = "published (hollow, dashed)"
-PUBLISHED_LINE = (0, (3, 2))
+HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "linestyle": (0, (3, 2)), "linewidth": 1, "alpha": 0.7}
+HOLLOW_POINT: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "none", "markersize": 8}
 OVER_STEPS = {
     "min": "lowest over training",
     "max": "highest over training",
@@ -52,16 +53,16 @@ def curves_figure(
         line = axes[i]
         cells = split(part, [layout.particles])
         for ax, title in zip(line, chunk, strict=False):
+            _fit(ax, "y", metric, part, ylims)
             if title in cells:
                 _draw_curves(ax, cells[title], layout)
             if i == 0 or scene or len(chunks) > 1:
                 ax.set_title(", ".join(filter(None, [scene, title])))
-            _fit(ax, "y", metric, part, ylims)
             style.set_step_axis(ax, part["step"].max())
             ax.tick_params(which="both", labelleft=ax is line[0], labelbottom=i == len(rows) - 1 or len(chunks) > 1)
         for ax in line[len(chunk) :]:
             ax.set_axis_off()
-        line[0].set_ylabel(f"{style.axis_label(metric.name)}\n{metric.split}")
+        line[0].set_ylabel(style.tall_label(metric.name, metric.split))
     for ax in axes[-1]:
         ax.set_xlabel("training step")
     _legend(fig, [curve.handle() for curve in curves(table, layout)])
@@ -69,7 +70,7 @@ def curves_figure(
 
 
 def _draw_curves(ax: Axes, table: pd.DataFrame, layout: Layout) -> None:
-    """Draw means and bands; markers stand at different steps for different curves."""
+    """Draw means and bands into axes that have their limits; markers stand at other steps for each curve."""
     for curve in curves(table, layout):
         rows = curve.table.sort_values("step")
         every = max(1, len(rows) // 6)
@@ -87,7 +88,11 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, layout: Layout) -> None:
             label=curve.label,
         )
         band = rows[rows["n"] > 1]
-        ax.fill_between(band["step"], band["low"], band["high"], color=colour, alpha=0.14, linewidth=0)
+        # A logarithmic axis has no place for what lies below 0: such a band ends just below the panel.
+        low = band["low"].clip(lower=0.9 * ax.get_ylim()[0]) if ax.get_yscale() == "log" else band["low"]
+        ax.fill_between(
+            band["step"], low, band["high"], color=colour, alpha=0.14 if band["n"].max() > 2 else 0.06, linewidth=0
+        )
 
 
 def pivot_figure(
@@ -117,15 +122,15 @@ def pivot_figure(
             _draw_by_name(ax, part, theirs, layout, labels)
             ax.tick_params(labelleft=ax.get_subplotspec().is_first_col())
             ax.set_xlabel(style.axis_label(metric.metric.name))
+            ax.xaxis.set_major_locator(MaxNLocator(5))
         _fit(ax, "y" if against_k else "x", metric.metric, part, ylims, theirs["value"], room=1.0)
         ax.set_title(", ".join(filter(None, [scene, OVER_STEPS[metric.aggregation], metric.metric.split])))
     for ax in axes.flat[len(parts) :]:
         ax.set_axis_off()
     handles = [curve.handle() for curve in all_curves] if against_k else []
     if len(published):
-        line = PUBLISHED_LINE if against_k else "none"
-        hollow = {"marker": "o", "markerfacecolor": "white", "linestyle": line, "color": "#555555"}
-        handles.append(Line2D([], [], label=PUBLISHED if against_k else "published (hollow)", **hollow))
+        hollow = HOLLOW if against_k else HOLLOW_POINT
+        handles.append(Line2D([], [], marker="o", color="#555555", label="published", **hollow))
     _legend(fig, handles)
     return fig
 
@@ -141,8 +146,9 @@ def _draw_against_k(ax: Axes, table: pd.DataFrame, published: pd.DataFrame, layo
         ax.errorbar(particles[seeds], rows["mean"][seeds], yerr=errors, fmt="none", ecolor=colour, elinewidth=1)
         theirs = published[published["estimator"] == curve.name]
         if len(theirs):
-            hollow = {"marker": marker, "markerfacecolor": "white", "linestyle": PUBLISHED_LINE, "linewidth": 1, "alpha": 0.7}
-            ax.plot(theirs["iw"], theirs["value"], color=colour, label=f"{curve.label}, published", **hollow)
+            ax.plot(
+                theirs["iw"], theirs["value"], marker=marker, color=colour, label=f"{curve.label}, published", **HOLLOW
+            )
 
 
 def _draw_by_name(
@@ -152,8 +158,14 @@ def _draw_by_name(
         colour, marker = curve.look
         place = labels.index(curve.label)
         theirs = published[published["estimator"] == curve.name]
-        hollow = {"marker": marker, "markerfacecolor": "white", "linestyle": "none", "markersize": 8}
-        ax.plot(theirs["value"], [place] * len(theirs), color=colour, label=f"{curve.label}, published", **hollow)
+        ax.plot(
+            theirs["value"],
+            [place] * len(theirs),
+            marker=marker,
+            color=colour,
+            label=f"{curve.label}, published",
+            **HOLLOW_POINT,
+        )
         ax.plot(curve.table["mean"], [place] * len(curve.table), color=colour, marker=marker, label=curve.label)
         seeds = curve.table[curve.table["n"] > 1]
         errors = _errors(seeds)

@@ -33,7 +33,11 @@ class Job(NamedTuple):
 
 @dataclass
 class Study:
-    """What is known of an experiment; `source` is the file that `report` comes from. `values` has one row for each recorded value: id, step, split, name, value."""
+    """What is known of an experiment.
+
+    source: the file that `report`, its section, comes from. values: a row for each recorded value, with the columns id,
+    step, split, name, value. warnings: a line for each thing that could not be read.
+    """
 
     name: str
     source: str = ""
@@ -222,7 +226,9 @@ def join(tables: dict[str, Columns]) -> pd.DataFrame:
     steps, splits, names, values = ([value for columns in tables.values() for value in columns[i]] for i in range(4))
     frame = pd.DataFrame(
         {
-            "id": pd.Categorical.from_codes(np.repeat(np.arange(len(ids)), counts), categories=pd.Index(ids, dtype=str)),
+            "id": pd.Categorical.from_codes(
+                np.repeat(np.arange(len(ids)), counts), categories=pd.Index(ids, dtype=str)
+            ),
             "step": np.array(steps, dtype=np.int64),
             "split": pd.Categorical(splits),
             "name": pd.Categorical(names),

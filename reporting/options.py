@@ -6,7 +6,7 @@ report:
   detailed_metrics: [train:loss/ess]                      # the rows of one grid of small curves
   pivot_metrics: [min:test:gmm/posterior_mse]             # the columns of the table and the panels against K
   ylims: {"test:loss/L_k": [-94, -88]}                    # or, as the flag has it, test:loss/L_k:-94:-88
-  include: [iwbound]                                      # keep these runs only (aggregate.matches says what an item names)
+  include: [iwbound]                                      # keep these runs only (see aggregate.matches)
   exclude: [reinforce]
   ema: 0.9                                                # smoothing of the curves drawn, 0 to 1
   latex: true                                             # write the pivot as a LaTeX table too

@@ -69,15 +69,14 @@ def write(results: Results, path: Path, title: str, description: str) -> None:
     folder.write_csv("pivot.csv", tables.pivot_table(results.summary, keys))
     with mpl.rc_context(style.RC):
         drawings = _draw(results, folder)
-    pivot = ""
-    if len(results.summary):
-        layout = arrange(results.runs, results.keys)
-        laid_out = tables.lay_out(results.summary, keys, layout.particles, layout.scenes)
-        pivot = tables.pivot_html(laid_out)
-        if results.options.latex:
-            folder.write("pivot.tex", tables.pivot_latex(laid_out, results.options.caption or title))
+    layout = arrange(results.runs, results.keys)
+    pivots = tables.lay_out(results.summary, keys, layout, results.published)
+    if results.options.latex:
+        folder.write(
+            "pivot.tex", "\n".join(tables.pivot_latex(p, f"{title}: {page.describe(p.metric)}") for p in pivots)
+        )
     content = page.Content(
-        title, description, results.options.caption, results.jobs, runs, drawings, pivot, results.warnings, folder.made
+        title, description, results.options.caption, results.jobs, runs, drawings, pivots, results.warnings, folder.made
     )
     folder.write("index.html", page.render(content))
     folder.finish()
@@ -86,10 +85,8 @@ def write(results: Results, path: Path, title: str, description: str) -> None:
 def _with_split(table: pd.DataFrame) -> pd.DataFrame:
     """Put the split of `split:group/name` into a column of its own."""
     parts = table["metric"].astype(str).str.partition(":")
-    place = table.columns.get_loc("metric")
-    table = table.assign(metric=parts[2])
-    table.insert(place, "split", parts[0])
-    return table
+    before = list(table.columns[: list(table.columns).index("metric")])
+    return table.assign(split=parts[0], metric=parts[2])[[*before, "split", *table.columns[len(before) :]]]
 
 
 def _draw(results: Results, folder: Folder) -> list[page.Drawing]:
@@ -101,13 +98,17 @@ def _draw(results: Results, folder: Folder) -> list[page.Drawing]:
     summary = results.summary
     reduced = [metric for metric in options.pivot_metrics if (summary["metric"] == str(metric)).any()]
     if reduced and "pivot" in options.figures:
-        folder.draw("pivot", pivot_figure(summary, reduced, layout, ylims, results.published))
-        drawings.append(page.Drawing("pivot", page.pivot_caption(reduced, summary, results.published)))
+        figure = pivot_figure(summary, reduced, layout, ylims, results.published)
+        folder.draw("pivot", figure)
+        caption = page.pivot_caption(reduced, summary, results.published)
+        drawings.append(page.Drawing("pivot", figure.get_figwidth(), caption))
 
     def draw_curves(stem: str, metrics: Sequence[Metric], panel: tuple[float, float]) -> None:
         table = results.smoothed[results.smoothed["metric"].isin([str(metric) for metric in metrics])]
-        folder.draw(stem, curves_figure(table, metrics, layout, ylims, panel))
-        drawings.append(page.Drawing(stem, page.curves_caption(metrics, table, options.ema, unfinished)))
+        figure = curves_figure(table, metrics, layout, ylims, panel)
+        folder.draw(stem, figure)
+        caption = page.curves_caption(metrics, table, options.ema, unfinished)
+        drawings.append(page.Drawing(stem, figure.get_figwidth(), caption))
 
     if "curves" in options.figures:
         for metric in _with_curves(options.metrics, results.smoothed):

@@ -1,4 +1,4 @@
-"""index.html: figures with their captions, the pivot, and the state of every job, in one page that needs nothing else."""
+"""index.html: the figures with captions, the pivot, and the state of every job, in one page that needs no other."""
 
 import html
 from collections.abc import Sequence
@@ -7,22 +7,25 @@ from typing import NamedTuple
 import pandas as pd
 
 from reporting import style
+from reporting.figures import OVER_STEPS
 from reporting.load import Job, states
 from reporting.options import Metric, PivotMetric
+from reporting.tables import Pivot, pivot_html
 
 BAND = "Lines are means over seeds, bands their 95% intervals (Student's t over seeds; {seeds})."
 BARS = "Points are means over seeds, bars their 95% intervals (Student's t over seeds; {seeds})."
 
 
 class Drawing(NamedTuple):
-    """A figure on the page: the stem of its files' names, and its caption."""
+    """A figure on the page: the stem of its files' names, its width in inches, and its caption."""
 
     stem: str
+    width: float
     caption: str
 
 
 class Content(NamedTuple):
-    """What a page shows. `pivot` is an HTML table, `runs` the table of runs.csv."""
+    """What a page shows; `runs` is the table of runs.csv."""
 
     title: str
     description: str
@@ -30,7 +33,7 @@ class Content(NamedTuple):
     jobs: Sequence[Job]
     runs: pd.DataFrame
     drawings: Sequence[Drawing]
-    pivot: str
+    pivots: Sequence[Pivot]
     warnings: Sequence[str]
     files: Sequence[str]
 
@@ -47,9 +50,9 @@ def seeds(table: pd.DataFrame) -> str:
 def curves_caption(metrics: Sequence[Metric], table: pd.DataFrame, ema: float, unfinished: int) -> str:
     """Describe a figure of curves."""
     words = [f"{_capital(style.describe(name).label)} ({split})" for split, name in metrics]
-    what = f"{'; '.join(words)}: against training step."
+    what = f"{', '.join(words)} against training step."
     smoothed = f"Each run smoothed by an exponential moving average of {ema:g}." if ema else ""
-    partial = f"Includes {unfinished} runs that have not finished." if unfinished else ""
+    partial = f"Unfinished runs included: {unfinished}." if unfinished else ""
     return " ".join(filter(None, [what, BAND.format(seeds=seeds(table)), smoothed, partial]))
 
 
@@ -74,21 +77,20 @@ def render(content: Content) -> str:
         _paragraph(content.caption),
         _tiles(content.jobs),
         _list("Warnings", content.warnings, "warnings"),
-        "" if content.drawings or content.pivot else "<p class='empty'>No job has recorded anything yet.</p>",
+        "" if content.drawings or content.pivots else "<p class='empty'>No job has recorded anything yet.</p>",
         *(_figure(drawing) for drawing in content.drawings),
-        _section("Pivot", f"<div class='wide'>{content.pivot}</div>{_paragraph(PIVOT_NOTE)}") if content.pivot else "",
+        _pivots(content.pivots),
         _jobs("Missing: not finished", unfinished, is_open=True),
         _runs(content.runs),
         _section("Files", " ".join(f"<a href='{_text(name)}'>{_text(name)}</a>" for name in content.files)),
     ]
     body = "\n".join(part for part in parts if part)
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{_text(content.title)}</title>"
-    return f"<!DOCTYPE html>\n<html lang='en'><head>{head}<style>{CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+    return TEMPLATE.format(title=_text(content.title), css=CSS, body=body)
 
 
 PIVOT_NOTE = (
-    "Mean ± standard error over the seeds of finished runs; the best of each column in bold; n where seeds are missing. "
-    "pivot.csv has standard deviations, 95% intervals and n."
+    "Mean ± standard error over the seeds of finished runs; the best of each column in bold; n where seeds are "
+    "missing. pivot.csv has standard deviations, 95% intervals and n."
 )
 
 
@@ -106,9 +108,11 @@ def _section(title: str, content: str) -> str:
 
 def _tiles(jobs: Sequence[Job]) -> str:
     tiles = {"jobs": len(jobs), **states(jobs)}
-    return "<ul class='tiles'>" + "".join(
-        f"<li class='{_text(name)}'><b>{count}</b> {_text(name)}</li>" for name, count in tiles.items()
-    ) + "</ul>"
+    return (
+        "<ul class='tiles'>"
+        + "".join(f"<li class='{_text(name)}'><b>{count}</b> {_text(name)}</li>" for name, count in tiles.items())
+        + "</ul>"
+    )
 
 
 def _list(title: str, items: Sequence[str], kind: str) -> str:
@@ -121,9 +125,22 @@ def _list(title: str, items: Sequence[str], kind: str) -> str:
 def _figure(drawing: Drawing) -> str:
     stem = _text(drawing.stem)
     return (
-        f"<figure><a href='{stem}.pdf'><img src='{stem}.png' alt='{_text(drawing.caption)}'></a>"
+        f"<figure><a href='{stem}.pdf'><img src='{stem}.png' width='{96 * drawing.width:.0f}' alt='{stem}'></a>"
         f"<figcaption>{_text(drawing.caption)} <a href='{stem}.pdf'>PDF</a></figcaption></figure>"
     )
+
+
+def _pivots(pivots: Sequence[Pivot]) -> str:
+    if not pivots:
+        return ""
+    tables = (f"<div class='wide'><h3>{_text(describe(p.metric))}</h3>{pivot_html(p)}</div>" for p in pivots)
+    return _section("Pivot", f"{_paragraph(PIVOT_NOTE)}<div class='tables'>{''.join(tables)}</div>")
+
+
+def describe(pivot_metric: str) -> str:
+    """Say in words what `aggregation:split:group/name` is."""
+    aggregation, split, name = pivot_metric.split(":")
+    return f"{_capital(style.axis_label(name))}, {OVER_STEPS[aggregation]}, {split}"
 
 
 def _jobs(title: str, jobs: Sequence[Job], is_open: bool) -> str:
@@ -134,7 +151,7 @@ def _jobs(title: str, jobs: Sequence[Job], is_open: bool) -> str:
         f"<td>{_text(job.error)}</td></tr>"
         for job in jobs
     )
-    table = f"<table><thead><tr><th>job</th><th>state</th><th>error</th></tr></thead><tbody>{rows}</tbody></table>"
+    table = f"<table class='jobs'><tr><th>job</th><th>state</th><th>error</th></tr>{rows}</table>"
     opened = " open" if is_open and len(jobs) <= 50 else ""
     return f"<details{opened}><summary>{_text(title)} ({len(jobs)})</summary><div class='wide'>{table}</div></details>"
 
@@ -142,10 +159,25 @@ def _jobs(title: str, jobs: Sequence[Job], is_open: bool) -> str:
 def _runs(runs: pd.DataFrame) -> str:
     if runs.empty:
         return ""
-    table = runs.to_html(index=False, border=0, na_rep="–", float_format=lambda value: f"{value:.4g}")
+    table = runs.to_html(index=False, border=0, na_rep="", float_format=lambda value: f"{value:.4g}")
     return f"<details><summary>Runs ({len(runs)})</summary><div class='wide'>{table}</div></details>"
 
 
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>{css}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
 CSS = """
 body { margin: 0; font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; }
 main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 60px; }
@@ -162,7 +194,9 @@ figcaption { color: #555; font-size: 13.5px; max-width: 860px; margin: 6px auto 
 .empty { padding: 18px; background: #f4f4f4; border-radius: 6px; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee; }
-thead th { border-bottom: 1px solid #999; } .pivot thead th[colspan] { text-align: center; }
-th.key, td:first-child { text-align: left; } .se, .n, .none { color: #777; } .n { font-size: 11px; }
+thead th { border-bottom: 1px solid #999; }
+th.key, th:first-child, td:first-child, .jobs th, .jobs td { text-align: left; }
+.aside { color: #777; font-size: 12px; }
+h3 { font-size: 14px; margin: 18px 0 4px; } .tables { display: flex; flex-wrap: wrap; gap: 8px 48px; }
 section a { margin-right: 14px; }
 """

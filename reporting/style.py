@@ -3,7 +3,7 @@
 import hashlib
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocato
 
 from reporting.aggregate import natural
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -87,7 +87,7 @@ PALETTE = {
     "vimco-arithmetic": ("#e69f00", "D"),
     "vimco-geometric": ("#8c6510", "d"),
     "reinforce": ("#333333", "X"),
-    "reinforce-baseline": ("#8a8a8a", "*"),
+    "reinforce-baseline": ("#8a8a8a", ">"),
     "pathwise-iwae": ("#5e4fa2", "p"),
     "pathwise-vae": ("#a79bd8", "H"),
     "stl": ("#a6341b", "h"),
@@ -134,9 +134,15 @@ def describe(name: str) -> MetricStyle:
 
 
 def axis_label(name: str) -> str:
-    """Return a metric's label with its unit, in short lines."""
+    """Return a metric's label with its unit."""
     style = describe(name)
-    return textwrap.fill(f"{style.label} ({style.unit})" if style.unit else style.label, 22)
+    return f"{style.label} ({style.unit})" if style.unit else style.label
+
+
+def tall_label(name: str, split: str) -> str:
+    """Return a metric's label in short lines, its unit and split in the last."""
+    style = describe(name)
+    return f"{textwrap.fill(style.label, 26)}\n({', '.join(filter(None, [style.unit, split]))})"
 
 
 def is_logarithmic(name: str, values: np.ndarray, spread: float = 10.0) -> bool:
@@ -165,7 +171,7 @@ def limits(logarithmic: bool, centres: np.ndarray, edges: np.ndarray, room: floa
 
 def set_logarithmic(axis: Axis, low: float, high: float) -> None:
     """Number an axis of decades by 1, 2, 5 where there are few of them."""
-    if high < 300 * low and low > 1e-4:
+    if high < 1000 * low and low > 1e-4:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_locator(NullLocator())
@@ -174,7 +180,7 @@ def set_logarithmic(axis: Axis, low: float, high: float) -> None:
 def set_step_axis(ax: Axes, last: int) -> None:
     """Write steps as 20k or 1M, from 0 to the last."""
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ax.set_xlim(-0.02 * max(last, 1), 1.02 * max(last, 1))
 
 

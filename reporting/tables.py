@@ -9,7 +9,7 @@ import pandas as pd
 
 from reporting import style
 from reporting.aggregate import varied
-from reporting.layout import split
+from reporting.layout import Layout, split
 
 STATISTICS = ("sd", "se", "low", "high", "n")
 
@@ -30,48 +30,55 @@ def pivot_table(summary: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     parts = []
     for metric in by_metric.index.unique("metric"):
         part = by_metric.xs(metric, level="metric")[["mean", *STATISTICS]]
-        names = {"mean": metric, **{statistic: f"{metric} {statistic}" for statistic in STATISTICS}}
-        parts.append(part.rename(columns=names))
+        parts.append(part.set_axis([metric, *(f"{metric} {statistic}" for statistic in STATISTICS)], axis=1))
     table = pd.concat(parts, axis=1) if parts else pd.DataFrame(columns=list(keys))
     counts = [column for column in table if str(column).endswith(" n")]
     return table.astype(dict.fromkeys(counts, "Int64")).sort_index().reset_index()
 
 
 class Cell(NamedTuple):
-    """One mean of the pivot, with its standard error (NaN where one seed), n, and whether it is its column's best."""
+    """A mean over seeds, its standard error (NaN where n = 1), whether it is its column's best, the published value."""
 
     mean: float
     se: float
     n: int
     best: bool
+    published: float | None
 
 
 class Pivot(NamedTuple):
-    """The pivot laid out for reading: row keys, then for each metric a column for each K."""
+    """One metric's pivot laid out for reading: a row for each cell of `keys`, a column for each K."""
 
+    metric: str
     keys: list[str]
-    columns: list[tuple[str, list[str]]]
+    columns: list[str]
     rows: list[tuple[list[str], list[Cell | None]]]
 
 
-def lay_out(summary: pd.DataFrame, keys: Sequence[str], particles: str | None, scenes: Sequence[str]) -> Pivot:
-    """Lay a pivot out. The best of a column is sought among the rows of one scene, a task, data set or model."""
-    row_keys = [key for key in keys if key != particles]
-    best = _best(summary, [*scenes, *([particles] if particles else [])])
-    columns, cells = [], {}
-    for metric in summary["metric"].cat.categories:
-        parts = split(summary[summary["metric"] == metric], [particles])
-        columns.append((str(metric), list(parts)))
-        for title, rows in parts.items():
-            for index, row in rows.iterrows():
-                place = (tuple(row[row_keys]), metric, title)
-                cells[place] = Cell(row["mean"], row["se"], row["n"], index in best)
-    names = summary[row_keys].drop_duplicates().sort_values(row_keys) if row_keys else pd.DataFrame(index=[0])
-    rows_out = [
-        ([str(value) for value in name], [cells.get((tuple(name), metric, k)) for metric, ks in columns for k in ks])
-        for name in names.itertuples(index=False, name=None)
-    ]
-    return Pivot(row_keys, columns, rows_out)
+def lay_out(summary: pd.DataFrame, keys: Sequence[str], layout: Layout, published: pd.DataFrame) -> list[Pivot]:
+    """Lay the pivot out, a table for each metric; keys that are the same in all rows are left out where others are not.
+
+    The best of a column is sought among the rows of one scene (task, data set, model).
+    """
+    row_keys = [key for key in keys if key != layout.particles]
+    row_keys = [key for key in row_keys if summary[key].nunique() > 1] or row_keys[-1:]
+    best = _best(summary, [*layout.scenes, *([layout.particles] if layout.particles else [])])
+    theirs = published.set_index(["metric", "estimator", "iw"])["value"].to_dict()
+    pivots = []
+    for metric in summary["metric"].unique():
+        of_metric = summary[summary["metric"] == metric]
+        columns = split(of_metric, [layout.particles])
+        cells = {}
+        for title, part in columns.items():
+            for index, row in part.iterrows():
+                known = theirs.get(
+                    (metric, row.get(layout.series[0] if layout.series else ""), row.get(layout.particles))
+                )
+                cells[tuple(row[row_keys]), title] = Cell(row["mean"], row["se"], row["n"], index in best, known)
+        names = of_metric[row_keys].drop_duplicates().itertuples(index=False, name=None) if row_keys else [()]
+        rows = [(list(map(str, name)), [cells.get((tuple(name), title)) for title in columns]) for name in names]
+        pivots.append(Pivot(str(metric), row_keys, list(columns), rows))
+    return pivots
 
 
 def _best(summary: pd.DataFrame, within: Sequence[str]) -> set[Any]:
@@ -103,45 +110,38 @@ def digits(mean: float, se: float) -> tuple[str, str, int]:
 
 
 def pivot_html(pivot: Pivot) -> str:
-    """Return the pivot as an HTML table: mean and standard error, n where it differs, the best in bold."""
-    most = max((cell.n for _, cells in pivot.rows for cell in cells if cell), default=0)
-    metric_row = "".join(f'<th colspan="{len(ks)}">{html.escape(metric)}</th>' for metric, ks in pivot.columns)
-    keys = "".join(f'<th rowspan="2" class="key">{html.escape(key)}</th>' for key in pivot.keys)
-    particles = "".join(f"<th>{html.escape(k)}</th>" for _, ks in pivot.columns for k in ks)
+    """Return a pivot as an HTML table: mean and standard error, n where seeds are missing, the best in bold."""
+    most = max(cell.n for _, cells in pivot.rows for cell in cells if cell)
+    heads = [f'<th class="key">{html.escape(key)}</th>' for key in pivot.keys]
+    heads += [f"<th>{html.escape(title)}</th>" for title in pivot.columns]
     body = []
     for names, cells in pivot.rows:
-        heads = "".join(f'<th class="key">{html.escape(name)}</th>' for name in names)
-        body.append(f"<tr>{heads}{''.join(_cell_html(cell, most) for cell in cells)}</tr>")
-    return (
-        f'<table class="pivot"><thead><tr>{keys}{metric_row}</tr><tr>{particles}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table>"
-    )
+        keys = "".join(f'<th class="key">{html.escape(name)}</th>' for name in names)
+        body.append(f"<tr>{keys}{''.join(_cell_html(cell, most) for cell in cells)}</tr>")
+    return f'<table class="pivot"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
 def _cell_html(cell: Cell | None, most: int) -> str:
     if cell is None:
-        return '<td class="none">–</td>'
+        return '<td class="aside">&ndash;</td>'
     mean, se, exponent = digits(cell.mean, cell.se)
     text = f"<b>{mean}</b>" if cell.best else mean
-    text += f' <span class="se">± {se}</span>' if se else ""
-    text += f" ×10<sup>{exponent}</sup>" if exponent else ""
-    text += f' <span class="n">n={cell.n}</span>' if cell.n < most else ""
+    text += f' <span class="aside">&plusmn; {se}</span>' if se else ""
+    text += f" &times;10<sup>{exponent}</sup>" if exponent else ""
+    text += f' <span class="aside">n={cell.n}</span>' if cell.n < most else ""
+    text += f'<br><span class="aside">published {cell.published:g}</span>' if cell.published is not None else ""
     return f"<td>{text}</td>"
 
 
 def pivot_latex(pivot: Pivot, caption: str) -> str:
-    """Return the pivot as a LaTeX table (package booktabs)."""
-    width = sum(len(ks) for _, ks in pivot.columns)
-    metrics = [f"\\multicolumn{{{len(ks)}}}{{c}}{{{_escape(metric)}}}" for metric, ks in pivot.columns]
-    particles = [_escape(k) for _, ks in pivot.columns for k in ks]
+    """Return a pivot as a LaTeX table (package booktabs)."""
     lines = [
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{_escape(caption)}}}",
-        f"\\begin{{tabular}}{{{'l' * len(pivot.keys)}{'r' * width}}}",
+        f"\\begin{{tabular}}{{{'l' * len(pivot.keys)}{'r' * len(pivot.columns)}}}",
         "\\toprule",
-        " & ".join([*([""] * len(pivot.keys)), *metrics]) + " \\\\",
-        " & ".join([*map(_escape, pivot.keys), *particles]) + " \\\\",
+        " & ".join(map(_escape, [*pivot.keys, *pivot.columns])) + " \\\\",
         "\\midrule",
         *(" & ".join([*map(_escape, names), *map(_cell_latex, cells)]) + " \\\\" for names, cells in pivot.rows),
         "\\bottomrule",
