@@ -39,7 +39,7 @@ class OverrideError(UserError):
     """A mistake in one override; `key` says in which."""
 
     def __init__(self, key: str, value: Any, problem: str):
-        super().__init__(f"{key}={_spell(value)}: {problem}")
+        super().__init__(f"{key}={spell(value)}: {problem}")
         self.key = key
 
 
@@ -91,7 +91,7 @@ def compose_values(values: Mapping[str, Any], user_dir: Path | None = None) -> J
     nested = {"choices": dict(choices), **_nested(config)}
     return Job(
         id=job_id(choices, differing, nested),
-        overrides=chosen + [f"{key}={_spell(value)}" for key, value in differing.items()],
+        overrides=chosen + [f"{key}={spell(value)}" for key, value in differing.items()],
         choices=dict(choices),
         config=nested,
     )
@@ -100,7 +100,7 @@ def compose_values(values: Mapping[str, Any], user_dir: Path | None = None) -> J
 def composition_of(values: Mapping[str, Any], user_dir: Path | None = None) -> Composition:
     """Return the composition of the groups that `values` chooses; raise UserError for a choice that does not exist."""
     chosen = {group: values[group] for group in GROUPS if group in values}
-    names = ((group, name if isinstance(name, str) else _spell(name)) for group, name in chosen.items())
+    names = ((group, name if isinstance(name, str) else spell(name)) for group, name in chosen.items())
     return _composition(CONF, user_dir, tuple(names))
 
 
@@ -154,7 +154,7 @@ def _composition(conf: Path, user_dir: Path | None, chosen: tuple[tuple[str, str
 @cache
 def _hydra_composition(conf: Path, user_dir: Path | None, chosen: tuple[tuple[str, str], ...]) -> Composition:
     """Let Hydra compose a choice of groups, and check what the files say."""
-    overrides = [f"{group}={_spell(choice)}" for group, choice in chosen]
+    overrides = [f"{group}={spell(choice)}" for group, choice in chosen]
     if user_dir is not None and (user_dir / "conf").is_dir():
         folder = QuotedString(f"file://{(user_dir / 'conf').resolve()}", Quote.single).with_quotes()
         overrides.append(f"hydra.searchpath=[{folder}]")
@@ -185,7 +185,7 @@ def _hydra_composition(conf: Path, user_dir: Path | None, chosen: tuple[tuple[st
             try:
                 value = rule.check(values[key])
             except ValueError:
-                raise UserError(f"conf/{file}: {key}={_spell(values[key])}: expected {rule}") from None
+                raise UserError(f"conf/{file}: {key}={spell(values[key])}: expected {rule}") from None
             defaults[key] = defaults[key] if _is_interpolated(defaults[key]) else value
     return Composition(
         choices,
@@ -281,14 +281,14 @@ def _unquoted(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def _spell(value: Any) -> str:
+def spell(value: Any) -> str:
     """Return a value in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(map(_spell, value))}]"
+        return f"[{','.join(map(spell, value))}]"
     if isinstance(value, str) and not _PLAIN_TEXT.fullmatch(value):
         return QuotedString(value, Quote.single).with_quotes()
     return str(value)

@@ -68,7 +68,11 @@ def load(name: str, user_dir: Path | None = None) -> Experiment:
         raise UserError(f"no experiment {name!r}{near(name, [file.stem for file in files])}")
     if len(found) > 1:
         raise UserError(f"{found[1]}: an experiment {name!r} exists already: rename yours")
-    return parse(name, found[0].read_text(encoding="utf-8"), str(found[0]), user_dir)
+    try:
+        text = found[0].read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{found[0]}: not YAML: expected UTF-8 text") from None
+    return parse(name, text, str(found[0]), user_dir)
 
 
 def parse(name: str, text: str, where: str, user_dir: Path | None = None) -> Experiment:
@@ -118,8 +122,8 @@ def expand(experiment: Experiment, overrides: Sequence[str] = ()) -> list[Job]:
 
 def difference(known: Iterable[str], jobs: Sequence[Job]) -> Difference:
     """Compare the ids of the jobs that an experiment had with the jobs that it has now."""
-    known, now = list(known), {job.id for job in jobs}
-    return Difference([job for job in jobs if job.id not in set(known)], [id for id in known if id not in now])
+    before, now = dict.fromkeys(known), {job.id for job in jobs}
+    return Difference([job for job in jobs if job.id not in before], [id for id in before if id not in now])
 
 
 def _combinations(fixed: Values, axes: Axes) -> Iterator[Values]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from errors import UserError
 from orchestration import snapshot
-from orchestration.configuration import _spell as spell
+from orchestration.configuration import spell
 from orchestration.experiment import Experiment, difference, expand, parse
 from orchestration.job import Job
 from orchestration.locks import holder

@@ -6,7 +6,7 @@ A key that no class here declares, such as an option of a model, has the type of
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
-from types import NoneType, UnionType
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 GROUPS = ("task", "model", "dataset", "estimator", "optimizer", "analysis")
@@ -121,7 +121,7 @@ class Rule:
     @classmethod
     def of_annotation(cls, annotation: Any) -> "Rule":
         """Read a rule off a field's annotation."""
-        if get_origin(annotation) is UnionType or NoneType in get_args(annotation):
+        if NoneType in get_args(annotation):
             kind, _ = get_args(annotation)
             inner = cls.of_annotation(kind)
             return cls(inner.kind, inner.is_list, True, inner.range)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from errors import UserError
 from orchestration import configuration
 from orchestration.configuration import compose, parse_override
-from orchestration.schema import Rule
+from orchestration.schema import GROUPS, Rule
 
 MODEL = """\
 defaults:
@@ -63,6 +63,19 @@ def test_defaults():
     assert job.config["optimizer"]["lr"] == 1e-3
     assert job.config["evaluation"] == {"iw": 100, "points": 1000}
     assert job.config["analysis"] == {"num_replicates": 1000, "parameters": ["inference_network"], "block_size": None}
+
+
+FILES = [
+    file for group in GROUPS if group != "estimator" for file in sorted((configuration.CONF / group).glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
+def test_every_choice_composes(file):
+    group, choice = file.parent.name, file.stem
+    job = compose(["model=gmm", f"{group}={choice}"])
+    assert job.choices[group] == choice
+    assert compose(job.overrides) == job
 
 
 def test_a_parametric_estimator_needs_no_file():

@@ -161,6 +161,9 @@ def test_load_reads_the_source_and_a_users_directory(tmp_path, monkeypatch):
         load("slwo", tmp_path / "user")
     with pytest.raises(UserError, match=re.escape("no experiment 'slow'; choose from quick")):
         load("slow")
+    (tmp_path / "source" / "binary.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="binary.yaml: not YAML: expected UTF-8 text"):
+        load("binary")
     (tmp_path / "user" / "experiments" / "quick.yaml").write_text("description: another")
     with pytest.raises(UserError, match="'quick' exists already: rename yours"):
         load("quick", tmp_path / "user")
