@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
-from torch.nn import functional as F
 
 from datasets.gaussian_mixture import SPACING, STD, GaussianMixtureData
 from models.template import LogDensities, Output, Template
@@ -47,24 +46,14 @@ class GaussianMixture(Template):
         """Draw z [mc, iw, batch] with its log-densities, which are looked up in tables of all C values."""
         mc, iw = sample_shape
         log_px, log_pz, log_qz = self._tables(x)
-        z = draw_categorical(log_qz.detach().exp(), mc * iw)
-
-        def look_up(table: Tensor) -> Tensor:
-            return table.gather(1, z).view(-1, mc, iw).permute(1, 2, 0)
-
-        z_mc_iw = z.view(-1, mc, iw).permute(1, 2, 0)
+        z = draw_categorical(log_qz.detach().exp(), mc * iw).view(mc, iw, -1)
+        densities = _look_up(log_px, log_pz, log_qz, z)
         return Output(
+            {**densities._asdict(), "z": [z], "reparam": False},
             {
-                "log_px": look_up(log_px),
-                "log_pz": (look_up(log_pz.expand_as(log_px)),),
-                "log_qz": (look_up(log_qz),),
-                "z": [z_mc_iw],
-                "reparam": False,
-            },
-            {
-                "px": lambda _: Normal(self.means[z_mc_iw].unsqueeze(-1), STD, validate_args=False),
+                "px": lambda _: Normal(self.means[z].unsqueeze(-1), STD, validate_args=False),
                 "pz": lambda _: [Categorical(logits=self.prior.logits, validate_args=False)],
-                "qz": lambda _: [Categorical(logits=log_qz, validate_args=False)],
+                "qz": lambda _: [Categorical(logits=log_qz.t(), validate_args=False)],
             },
         )
 
@@ -78,16 +67,7 @@ class GaussianMixture(Template):
         """Return the log-densities of x [batch] or [batch, 1] and of the given indices z, one layer [mc, iw, batch]."""
         (layer,) = z
         log_px, log_pz, log_qz = self._tables(x)
-        index = layer.permute(2, 0, 1).flatten(1)
-
-        def look_up(table: Tensor) -> Tensor:
-            return table.gather(1, index).view(-1, *layer.shape[:2]).permute(1, 2, 0)
-
-        return LogDensities(
-            look_up(log_px),
-            (look_up(log_pz.expand_as(log_px)),),
-            (look_up(log_qz.detach() if stop_phi else log_qz),),
-        )
+        return _look_up(log_px, log_pz, log_qz.detach() if stop_phi else log_qz, layer)
 
     def diagnostics(self, x: Tensor, dataset: GaussianMixtureData) -> dict[str, Tensor]:
         """Return the errors of q(z|x) (mean over x) and of p(z): L2 norms between probability vectors.
@@ -100,29 +80,37 @@ class GaussianMixture(Template):
             raise ValueError(f"GaussianMixture has {self.num_components} components, its data set {len(true_prior)}")
         with torch.no_grad():
             log_px, log_pz, log_qz = self._tables(x)
-            posterior = (log_px + true_prior.log()).softmax(-1)
+            posterior = (log_px + true_prior.log().unsqueeze(1)).softmax(0)
             return {
-                "gmm/posterior_mse": torch.linalg.vector_norm(log_qz.exp() - posterior, dim=-1).mean(),
-                "gmm/prior_mse": torch.linalg.vector_norm(log_pz.exp() - true_prior),
+                "gmm/posterior_mse": torch.linalg.vector_norm(log_qz.exp() - posterior, dim=0).mean(),
+                "gmm/prior_mse": torch.linalg.vector_norm(log_pz.exp().squeeze(1) - true_prior),
             }
 
     def _tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log p(x|z) [batch, C], log p(z) [C] and log q(z|x) [batch, C] for all values of z."""
-        if x.dim() > 2 or x.shape[1:].numel() != 1:
+        """Return log p(x|z) [C, batch], log p(z) [C, 1] and log q(z|x) [C, batch] for all values of z."""
+        if x.dim() not in (1, 2) or x.shape[1:].numel() != 1:
             raise ValueError(f"GaussianMixture was given x of shape {list(x.shape)}, expected [batch] or [batch, 1]")
-        x = x.view(-1, 1)
-        offsets = (x - self.means) / STD
+        x = x.reshape(-1, 1)
+        offsets = (x.t() - self.means.unsqueeze(1)) / STD
         log_px = -0.5 * offsets.square() - (log(STD) + 0.5 * log(2 * pi))
-        return log_px, self.prior(), F.log_softmax(self.inference_network(x), dim=-1)
+        return log_px, self.prior().unsqueeze(1), self.inference_network(x).log_softmax(-1).t()
+
+
+def _look_up(log_px: Tensor, log_pz: Tensor, log_qz: Tensor, z: Tensor) -> LogDensities:
+    """Return the entries of tables [C, batch] at z [mc, iw, batch]."""
+    index = z.flatten(0, 1)
+    px, pz, qz = (table.expand_as(log_px).gather(0, index).view(z.shape) for table in (log_px, log_pz, log_qz))
+    return LogDensities(px, (pz,), (qz,))
 
 
 def draw_categorical(probabilities: Tensor, num_samples: int) -> Tensor:
-    """Draw indices [batch, num_samples] from the rows of `probabilities` [batch, C] by inverting their cumulative sums.
+    """Draw indices [num_samples, batch] from the columns of `probabilities` [C, batch], by inverting cumulative sums.
 
-    A value of probability zero is never drawn: u < 1 times the last sum stays below it in floating point too.
+    An index of probability zero is never drawn. Where the probabilities are nan, the index is 0.
     """
-    cumulative = probabilities.cumsum(-1)
-    u = torch.rand(len(probabilities), num_samples, dtype=cumulative.dtype, device=cumulative.device)
-    z = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
-    # A NaN is above every sum; an index within range lets it show in the loss instead of failing a look-up.
-    return z.clamp_(max=probabilities.shape[-1] - 1)
+    cumulative = probabilities.cumsum(0)
+    # The last sum, which rounding leaves a little off one, is above every u in [0, 1).
+    boundaries = (cumulative[:-1] / cumulative[-1]).contiguous().unsqueeze(1)
+    u = torch.rand(num_samples, probabilities.shape[1], dtype=boundaries.dtype, device=boundaries.device)
+    # A few comparisons take half the time of `searchsorted`'s branches, most of it once vmap runs many replicates.
+    return (u >= boundaries).view(torch.uint8).sum(0, dtype=torch.uint8 if len(boundaries) < 256 else None).long()
