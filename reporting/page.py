@@ -12,8 +12,12 @@ from reporting.load import Job, states
 from reporting.options import Metric, PivotMetric
 from reporting.tables import Pivot, pivot_html
 
-BAND = "Lines are means over seeds, bands their 95% intervals (Student's t over seeds; {seeds})."
-BARS = "Points are means over seeds, bars their 95% intervals (Student's t over seeds; {seeds})."
+BAND = (
+    "Lines are means over seeds, bands their 95% intervals (Student's t over seeds; {seeds}), cut at the panel's edge."
+)
+BARS = (
+    "Points are means over seeds, bars their 95% intervals (Student's t over seeds; {seeds}), cut at the panel's edge."
+)
 
 
 class Drawing(NamedTuple):
