@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from orchestration.configuration import _spell as spell
-from orchestration.configuration import compose
+from orchestration.configuration import compose, spell
 from orchestration.execution import Outcome, check, execute, one_line
 from orchestration.locks import ProcessLock
 from orchestration.queue import Queue

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestration.devices import Slot
@@ -68,7 +69,7 @@ class Executor:
                 if event.kind == "checked":
                     return list(event.errors)
                 if event.kind == "died":
-                    return [f"the worker that checked the jobs died: see {self.folder.worker_log}"]
+                    return [f"the worker that checked the jobs died: {last_line(self.folder.worker_log)}"]
 
     def events(self, timeout: float) -> list[Event]:
         """Return what the workers have said, and which of them have died."""
@@ -172,3 +173,9 @@ class Executor:
         self._selector.unregister(worker.process.stdout)
         worker.process.stdout.close()
         del self._workers[worker.slot.name]
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that says something."""
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it left no word")
