@@ -15,9 +15,9 @@ from analysis.vectorise import LargestTensor, distributions_under_vmap
 from errors import UserError, near
 from seeding import derive_seed
 
-# A block holds as many replicates as give its largest tensor this many elements, and never more than the second number:
+# A block holds as many replicates as give its largest tensor this many bytes, and never more than the second number:
 # smaller blocks pay for dispatch, larger ones leave the caches.
-_BLOCK_ELEMENTS = 2**21
+_BLOCK_BYTES = 2**22
 _BLOCK_REPLICATES = 500
 
 # The gradients of all replicates are kept between the passes over them while they take no more memory than this.
@@ -69,7 +69,7 @@ def gradient_statistics(
                 _seed(generators, seed, block)
                 yield replicates.vectorised(count) if block_size > 1 else replicates.single()
 
-        if num_replicates * replicates.bytes_each > _KEPT_BYTES:
+        if num_replicates * replicates.nbytes > _KEPT_BYTES:
             return reduce_replicates(draw, replicates.dtype)
         kept = list(draw())
         return reduce_replicates(lambda: iter(kept), replicates.dtype)
@@ -116,22 +116,21 @@ class _Replicates:
     """Draws gradients of the loss by the named parameters, flat, from torch's random state as it is."""
 
     def __init__(self, estimator: nn.Module, model: nn.Module, x: Tensor, names: Sequence[str]):
-        parameters = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+        parameters = dict(model.named_parameters())
         self._loss = _Loss(copy.deepcopy(estimator).eval(), model)
         self._x = x
-        # All that can be trained is differentiated, not the selected ones alone: an estimator may insist that the
-        # samples have a gradient, and in a block it costs nothing measurable.
-        self._trainable = {name: p.detach() for name, p in parameters.items() if p.requires_grad}
-        self._selected = {f"model.{name}": parameters[f"model.{name}"].detach() for name in names}
+        self._selected = {f"model.{name}": parameters[name].detach() for name in names}
+        self._variables = {
+            name: p for name, p in self._selected.items() if parameters[name.removeprefix("model.")].requires_grad
+        }
         self.dtype = reduce(torch.promote_types, (p.dtype for p in self._selected.values()))
-        self.bytes_each = sum(p.numel() for p in self._selected.values()) * self.dtype.itemsize
+        self.nbytes = sum(p.numel() for p in self._selected.values()) * self.dtype.itemsize
 
     def fitting_block_size(self) -> int:
         """Return a block size for the shapes of one evaluation."""
         with LargestTensor() as largest:
             self._evaluate(self._leaves())
-        elements = max(largest.numel, sum(p.numel() for p in self._trainable.values()))
-        return min(max(_BLOCK_ELEMENTS // elements, 1), _BLOCK_REPLICATES)
+        return min(max(_BLOCK_BYTES // max(largest.nbytes, self.nbytes), 1), _BLOCK_REPLICATES)
 
     def can_be_vectorised(self) -> bool:
         """Return whether torch.func.vmap takes the estimator and the model, with a warning where it does not."""
@@ -153,28 +152,30 @@ class _Replicates:
 
         def replicate(index: Tensor) -> Tensor:
             with distributions_under_vmap(index):
-                return self._flat(grad(self._evaluate)(self._trainable))
+                return self._flat(grad(self._evaluate)(self._variables))
 
-        return vmap(replicate, randomness="different")(torch.zeros(count, device=self._x.device))
+        with warnings.catch_warnings():
+            # vmap runs an operation that it does not know once for each replicate: slower, and no user's concern.
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            return vmap(replicate, randomness="different")(torch.zeros(count, device=self._x.device))
 
     def single(self) -> Tensor:
         """Return one replicate, [1, parameters], without vmap."""
         leaves = self._leaves()
         loss = self._evaluate(leaves)
-        wanted = {name: leaf for name, leaf in leaves.items() if name in self._selected}
         if not loss.requires_grad:
             return self._flat({}).unsqueeze(0)
-        gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
-        return self._flat(dict(zip(wanted, gradients, strict=True))).unsqueeze(0)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return self._flat(dict(zip(leaves, gradients, strict=True))).unsqueeze(0)
 
     def _leaves(self) -> dict[str, Tensor]:
-        return {name: p.detach().requires_grad_() for name, p in self._trainable.items()}
+        return {name: p.detach().requires_grad_() for name, p in self._variables.items()}
 
-    def _evaluate(self, trainable: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss, scalar; what it writes to a buffer goes to a copy."""
-        fixed = {name: p.detach() for name, p in self._loss.named_parameters() if name not in trainable}
+    def _evaluate(self, variables: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss as a function of the variables alone; what it writes to a buffer goes to a copy."""
+        fixed = {name: p.detach() for name, p in self._loss.named_parameters() if name not in variables}
         buffers = {name: buffer.detach().clone() for name, buffer in self._loss.named_buffers()}
-        return functional_call(self._loss, (dict(trainable), fixed, buffers), (self._x,))
+        return functional_call(self._loss, (dict(variables), fixed, buffers), (self._x,))
 
     def _flat(self, gradients: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([gradients.get(name, torch.zeros_like(p)).flatten() for name, p in self._selected.items()])

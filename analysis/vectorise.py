@@ -14,11 +14,11 @@ _ALLOCATIONS = (torch.empty, torch.empty_like, Tensor.new_empty, Tensor.new)
 
 
 class _ReplicateOperations(TorchFunctionMode):
-    """Answers in vmap's terms the calls of torch.distributions that vmap refuses.
+    """Answers in vmap's terms the calls of torch.distributions that vmap refuses, or runs one replicate at a time.
 
     torch.distributions draws normal, uniform and exponential noise by filling a newly allocated tensor in place. vmap
-    cannot fill a tensor that all replicates share, so new tensors are allocated once a replicate. It refuses `one_hot`
-    too, which reads its input's values, and which is a comparison with the classes.
+    cannot fill a tensor that all replicates share, so every replicate gets new tensors of its own. `one_hot`, which
+    reads its input's values, becomes a comparison with the classes, and `clamp_` its two halves.
     """
 
     def __init__(self, replicate: Tensor):
@@ -28,6 +28,8 @@ class _ReplicateOperations(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is one_hot:
             return _one_hot(*args, **kwargs)
+        if func is Tensor.clamp_:
+            return _clamp_(*args, **kwargs)
         result = func(*args, **kwargs)
         if func in _ALLOCATIONS and not result.requires_grad and "out" not in kwargs:
             # Tensor.new also copies given values: only sizes ask for an empty tensor.
@@ -41,6 +43,12 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 0:
         return one_hot(tensor, num_classes)
     return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
+def _clamp_(tensor: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    if min is not None:
+        tensor.clamp_min_(min)
+    return tensor if max is None else tensor.clamp_max_(max)
 
 
 @contextmanager
@@ -60,14 +68,14 @@ def distributions_under_vmap(replicate: Tensor) -> Iterator[None]:
 
 
 class LargestTensor(TorchFunctionMode):
-    """Notes the number of elements of the largest tensor that any call in its scope returns, as `numel`."""
+    """Notes the bytes of the largest tensor that any call in its scope returns, as `nbytes`."""
 
     def __init__(self) -> None:
-        self.numel = 0
+        self.nbytes = 0
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             # Inside __torch_function__ the mode is off: reading the size does not come back here.
-            self.numel = max(self.numel, result.numel())
+            self.nbytes = max(self.nbytes, result.nbytes)
         return result
