@@ -147,10 +147,12 @@ def estimates_of(estimator: BoundEstimator, kind: type[EnumerableModel], assignm
     """Call the estimator on given assignments [mc, drawn, batch]."""
     num_rows = assignments.shape[-1]
     model = kind(num_rows).assign(assignments)
-    log_q = sum(kind().tables().log_qz).detach()[0]
+    log_q = torch.stack(kind().tables().log_qz).sum(0).detach()[0]
     probabilities = log_q[assignments].sum((0, 1)).exp()
     loss, _, _ = estimator(model, torch.zeros(num_rows, 1, dtype=torch.float64))
     loss.backward()
+    assert model.phi.grad is not None
+    assert model.theta.grad is not None
     estimates = -num_rows * torch.cat([model.phi.grad, model.theta.grad], -1)
     return Enumerated(assignments, probabilities, estimates, loss.detach())
 
@@ -177,7 +179,7 @@ def values(model: EnumerableModel, settings: Settings) -> Values:
         unclamped.append(log_ratio > floor)
         log_w = log_w - settings.beta * torch.where(unclamped[-1], log_ratio, floor)
     layers = [log_q[0] for log_q in log_qz]
-    return Values(log_w, sum(layers), layers, unclamped)
+    return Values(log_w, torch.stack(layers).sum(0), layers, unclamped)
 
 
 def renyi_bound(log_w: Tensor, alpha: float) -> Tensor:
@@ -244,27 +246,43 @@ def thermodynamic_integral(model: EnumerableModel, settings: Settings, points: S
 # --- Single draws, particle by particle ------------------------------------------------------------------------------
 
 
+class Configurations(NamedTuple):
+    """The numbers of every configuration and their gradients, [V, parameters]; those of a layer in a list."""
+
+    log_w: list[float]
+    grad_theta: Tensor
+    unclamped: list[list[bool]]
+    scores: list[Tensor]
+
+
+def configurations(model: EnumerableModel, settings: Settings) -> Configurations:
+    numbers, num_phi = values(model, settings), model.phi.shape[-1]
+    grad_theta = torch.stack([gradient(log_w, model) for log_w in numbers.log_w])
+    grad_theta[:, :num_phi] = 0.0
+    return Configurations(
+        numbers.log_w.tolist(),
+        grad_theta,
+        [unclamped.tolist() for unclamped in numbers.unclamped],
+        [torch.stack([gradient(log_q, model) for log_q in layer]) for layer in numbers.log_q_layers],
+    )
+
+
 def score_function_estimate(
-    model: EnumerableModel, z: Sequence[int], settings: Settings, control_variate: "ControlVariate"
+    of: Configurations, z: Sequence[int], settings: Settings, control_variate: "ControlVariate"
 ) -> Tensor:
     """grad_theta L^a + sum_{k,l} (d_{k,l} - c_{k,l}) h_{k,l} of the particles z, [parameters].
 
     `control_variate(log_w, k, unclamped)` is c_{k,l} for the log-weights of all particles; `unclamped` tells of each
-    particle whether layer l counts.
+    configuration whether layer l counts.
     """
-    numbers = values(model, settings)
-    log_w = numbers.log_w.tolist()
-    particles = [log_w[i] for i in z]
-    v, bound = softmax(particles, settings.alpha), renyi(particles, settings.alpha)
-    total = torch.zeros(len(gradient(numbers.log_q[0], model)), dtype=torch.float64)
-    num_phi = model.phi.shape[-1]
+    log_w = [of.log_w[i] for i in z]
+    v, bound = softmax(log_w, settings.alpha), renyi(log_w, settings.alpha)
+    total = torch.zeros_like(of.grad_theta[0])
     for k, i in enumerate(z):
-        grad_theta = gradient(numbers.log_w[i], model)
-        grad_theta[:num_phi] = 0.0
-        total += v[k] * grad_theta
-        for log_q, unclamped in zip(numbers.log_q_layers, numbers.unclamped, strict=True):
-            signal = bound - settings.beta * float(unclamped[i]) * v[k]
-            total += (signal - control_variate(particles, k, unclamped)) * gradient(log_q[i], model)
+        total += v[k] * of.grad_theta[i]
+        for scores, unclamped in zip(of.scores, of.unclamped, strict=True):
+            signal = bound - settings.beta * unclamped[i] * v[k]
+            total += (signal - control_variate(log_w, k, unclamped)) * scores[i]
     return total
 
 
@@ -274,7 +292,7 @@ class ControlVariate:
     def __init__(self, settings: Settings):
         self.settings = settings
 
-    def __call__(self, log_w: list[float], k: int, unclamped: Tensor) -> float:
+    def __call__(self, log_w: list[float], k: int, unclamped: list[bool]) -> float:
         raise NotImplementedError
 
 
@@ -297,7 +315,7 @@ class VimcoGeometric(ControlVariate):
         return log((sum(map(exp, others)) + exp(sum(others) / len(others))) / len(log_w)) / heat
 
 
-class OvisGammaOracle(ControlVariate):
+class OvisGamma(ControlVariate):
     def __init__(self, settings: Settings, gamma: float):
         super().__init__(settings)
         self.gamma = gamma
@@ -309,7 +327,7 @@ class OvisGammaOracle(ControlVariate):
         return renyi(log_w, alpha) + log_ratio / (1 - alpha) - self.gamma * beta * v
 
 
-class OvisMonteCarloOracle(ControlVariate):
+class OvisMonteCarlo(ControlVariate):
     """The mean learning signal of auxiliary configurations put in the place of particle k."""
 
     def __init__(self, settings: Settings, auxiliary: Sequence[int], log_w_of: list[float]):
@@ -322,7 +340,7 @@ class OvisMonteCarloOracle(ControlVariate):
         signals = []
         for i in self.auxiliary:
             replaced = [*log_w[:k], self.log_w_of[i], *log_w[k + 1 :]]
-            signals.append(renyi(replaced, alpha) - beta * float(unclamped[i]) * softmax(replaced, alpha)[k])
+            signals.append(renyi(replaced, alpha) - beta * unclamped[i] * softmax(replaced, alpha)[k])
         return sum(signals) / len(signals)
 
 

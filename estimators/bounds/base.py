@@ -78,7 +78,8 @@ class BoundEstimator(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """Return what `repr` shows of the estimator."""
-        return f"{self.id}, alpha={self.alpha}, beta={self.beta}, freebits={self.freebits}"
+        shape = f"mc={self.num_mc}, iw={self.num_particles}"
+        return f"{self.id}, {shape}, alpha={self.alpha}, beta={self.beta}, freebits={self.freebits}"
 
     def _alpha(self, alpha: float) -> float:
         if not 0 <= alpha < 1:

@@ -36,7 +36,8 @@ def phi_and_theta(phi: Tensor, theta: Tensor, kind: type[EnumerableModel]) -> Te
     return torch.cat([phi[:num_phi], theta[num_phi:]])
 
 
-unbiased = grad_bound
+def unbiased(kind: type[EnumerableModel], num_particles: int, settings: Settings) -> Tensor:
+    return grad_bound(kind, num_particles, settings)  # type: ignore[arg-type]
 
 
 def unbiased_with_held_out(num_auxiliary: int) -> Expectation:
