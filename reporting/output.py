@@ -84,9 +84,10 @@ def write(results: Results, path: Path, title: str, description: str) -> None:
 
 def _with_split(table: pd.DataFrame) -> pd.DataFrame:
     """Put the split of `split:group/name` into a column of its own."""
-    parts = table["metric"].astype(str).str.partition(":")
+    metrics = table["metric"].astype(str)
+    parts = metrics.str.extract("^([^:]*):(.*)$")
     before = list(table.columns[: list(table.columns).index("metric")])
-    return table.assign(split=parts[0], metric=parts[2])[[*before, "split", *table.columns[len(before) :]]]
+    return table.assign(split=parts[0], metric=parts[1])[[*before, "split", *table.columns[len(before) :]]]
 
 
 def _draw(results: Results, folder: Folder) -> list[page.Drawing]:

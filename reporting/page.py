@@ -12,12 +12,9 @@ from reporting.load import Job, states
 from reporting.options import Metric, PivotMetric
 from reporting.tables import Pivot, pivot_html
 
-BAND = (
-    "Lines are means over seeds, bands their 95% intervals (Student's t over seeds; {seeds}), cut at the panel's edge."
-)
-BARS = (
-    "Points are means over seeds, bars their 95% intervals (Student's t over seeds; {seeds}), cut at the panel's edge."
-)
+INTERVALS = "95% intervals (Student's t over seeds; {seeds}), cut at the panel's edge."
+BANDS = f"Lines are means over seeds, bands their {INTERVALS}"
+BARS = f"Points are means over seeds, bars their {INTERVALS}"
 
 
 class Drawing(NamedTuple):
@@ -57,7 +54,7 @@ def curves_caption(metrics: Sequence[Metric], table: pd.DataFrame, ema: float, u
     what = f"{', '.join(words)} against training step."
     smoothed = f"Each run smoothed by an exponential moving average of {ema:g}." if ema else ""
     partial = f"Unfinished runs included: {unfinished}." if unfinished else ""
-    return " ".join(filter(None, [what, BAND.format(seeds=seeds(table)), smoothed, partial]))
+    return " ".join(filter(None, [what, BANDS.format(seeds=seeds(table)), smoothed, partial]))
 
 
 def pivot_caption(metrics: Sequence[PivotMetric], table: pd.DataFrame, published: pd.DataFrame) -> str:

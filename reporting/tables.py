@@ -127,7 +127,8 @@ def _cell_html(cell: Cell | None, most: int) -> str:
     mean, se, exponent = digits(cell.mean, cell.se)
     text = f"<b>{mean}</b>" if cell.best else mean
     text += f' <span class="aside">&plusmn; {se}</span>' if se else ""
-    text += f" &times;10<sup>{exponent}</sup>" if exponent else ""
+    if exponent:
+        text = f"{f'({text})' if se else text} &times; 10<sup>{exponent}</sup>"
     text += f' <span class="aside">n={cell.n}</span>' if cell.n < most else ""
     text += f'<br><span class="aside">published {cell.published:g}</span>' if cell.published is not None else ""
     return f"<td>{text}</td>"
@@ -157,7 +158,9 @@ def _cell_latex(cell: Cell | None) -> str:
     mean, se, exponent = digits(cell.mean, cell.se)
     mean = f"\\mathbf{{{mean}}}" if cell.best else mean
     text = mean + (f" \\pm {se}" if se else "")
-    return f"$({text}) \\cdot 10^{{{exponent}}}$" if exponent else f"${text}$"
+    if exponent:
+        text = f"{f'({text})' if se else text} \\cdot 10^{{{exponent}}}"
+    return f"${text}$"
 
 
 def _escape(text: str) -> str:

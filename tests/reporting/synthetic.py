@@ -87,11 +87,14 @@ SHAPES = {
 
 
 def gaussian_mixture(
-    root: Path, estimators: Iterable[str] = tuple(SHAPES), particles: Iterable[int] = (2, 5, 10, 20), seeds: int = 5
+    root: Path,
+    estimators: Iterable[str] = tuple(SHAPES),
+    particles: Iterable[int] = (2, 5, 10, 20),
+    seeds: int = 5,
+    evaluations: int = 101,
 ) -> Path:
     """Write a whole study shaped like gaussian-mixture-model, from smooth curves with wiggles that differ by seed."""
     folder = root / "gaussian-mixture-model"
-    evaluations = 101
     for estimator in estimators:
         error, snr, error_slope, snr_slope = SHAPES[estimator]
         for iw in particles:

@@ -158,9 +158,9 @@ def test_an_experiment_file_that_is_no_yaml_is_refused(tmp_path):
 
 def test_an_unknown_experiment_names_the_near_ones(folder, tmp_path):
     write_run(folder, "a", config(), ROWS)
-    with pytest.raises(UserError, match="unknown experiment 'studi'.*did you mean 'study'"):
+    with pytest.raises(UserError, match=r"unknown experiment 'studi'.*did you mean 'study'"):
         load("studi", folder.parent, tmp_path)
-    with pytest.raises(UserError, match="unknown experiment '../runs/study'"):
+    with pytest.raises(UserError, match=r"unknown experiment '\.\./runs/study'"):
         load("../runs/study", folder.parent)
 
 
