@@ -9,7 +9,7 @@ import os
 import socket
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +80,7 @@ class Queue:
 
     def add(self, rows: Iterable[Row]) -> int:
         """Append the jobs whose id is not there yet; return how many were new."""
-        with self._change() as table:
+        with self._change() as (table, _):
             known = {row["id"] for row in table.all()}
             new = [row._asdict() for row in rows if row.id not in known]
             table.insert_multiple(new)
@@ -89,60 +89,61 @@ class Queue:
     def withdraw(self, ids: Iterable[str]) -> list[str]:
         """Remove those of these jobs that are queued; return the ids removed."""
         wanted = set(ids)
-        with self._change() as table:
+        with self._change() as (table, _):
             found = [row for row in table.all() if row["id"] in wanted and row["state"] == "queued"]
             table.remove(doc_ids=[row.doc_id for row in found])
         return [row["id"] for row in found]
 
-    def claim(self, manager: Manager, count: int, results: Sequence[Result] = ()) -> list[Row]:
+    def claim(self, manager: Manager, count: int, results: Sequence[Result] = ()) -> tuple[list[Row], Counter[str]]:
         """Write back `results`, collect what dead managers left, and claim up to `count` queued jobs.
 
-        A result counts only while its claim is the current one. Returns the rows claimed, their attempt already raised.
+        A result counts only while its claim is the current one. Returns the rows claimed, their attempt already raised,
+        and how many jobs are now in each state.
         """
-        with self._change() as table:
-            rows = table.all()
-            changes: dict[int, dict[str, Any]] = {}
-            ended = {(result.id, result.attempt): result.state for result in results}
-            for row in rows:
-                if row["state"] != "running":
-                    continue
-                if row["manager"] == manager.name:
-                    state = ended.get((row["id"], row["attempt"]))
-                    change = None if state is None else self._ended(row, state)
-                else:
+        ended = {(result.id, result.attempt): result.state for result in results}
+        claimed: list[Row] = []
+        counts: Counter[str] = Counter()
+
+        def visit(row: dict[str, Any]) -> bool:
+            change: dict[str, Any] = {}
+            if row["state"] == "running":
+                if row["manager"] != manager.name:
                     change = self._collected(row)
-                if change:
-                    changes[row.doc_id] = change
-            claimed = []
-            for row in rows:
-                if len(claimed) == count:
-                    break
-                if changes.get(row.doc_id, row).get("state", row["state"]) == "queued":
-                    fresh = {**row, **changes.get(row.doc_id, {})}
-                    fresh |= {"state": "running", "attempt": row["attempt"] + 1, "manager": manager.name}
-                    changes[row.doc_id] = fresh
-                    claimed.append(Row(**fresh))
-            self._apply(table, changes)
-        return claimed
+                elif state := ended.get((row["id"], row["attempt"])):
+                    change = self._ended(row, state)
+            row.update(change)
+            if row["state"] == "queued" and len(claimed) < count:
+                change = {"state": "running", "attempt": row["attempt"] + 1, "manager": manager.name}
+                row.update(change)
+                claimed.append(Row(**row))
+            counts[row["state"]] += 1
+            return bool(change)
+
+        self._update(visit)
+        return claimed, counts
 
     def requeue(self, level: int) -> int:
         """Queue again what ended up to this level (1 aborted, 2 failed, 10000 done too); return how many."""
         states = {state for state, least in REQUEUE_LEVELS.items() if level >= least}
-        with self._change() as table:
-            changes = {
-                row.doc_id: {"state": "queued", "deaths": 0, "checkpoint": ""}
-                for row in table.all()
-                if row["state"] in states
-            }
-            self._apply(table, changes)
-        return len(changes)
+
+        def visit(row: dict[str, Any]) -> bool:
+            if row["state"] not in states:
+                return False
+            row.update(state="queued", deaths=0, checkpoint="")
+            return True
+
+        return self._update(visit)
 
     def renew_snapshot(self, snapshot: str) -> int:
         """Give every job that has not started this snapshot of the source; return how many."""
-        with self._change() as table:
-            changes = {row.doc_id: {"snapshot": snapshot} for row in table.all() if row["state"] == "queued"}
-            self._apply(table, changes)
-        return len(changes)
+
+        def visit(row: dict[str, Any]) -> bool:
+            if row["state"] != "queued":
+                return False
+            row["snapshot"] = snapshot
+            return True
+
+        return self._update(visit)
 
     def rebuild(self, rows: Iterable[Row]) -> Path | None:
         """Make the queue anew from the experiment's rows and the jobs' status files.
@@ -194,31 +195,34 @@ class Queue:
             run.write_status({**status, "attempt": row["attempt"], "state": state, "error": error})
         return {"state": state, "manager": "", "deaths": deaths, "checkpoint": checkpoint}
 
-    def _collected(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """What a running job of another manager becomes: nothing while that manager or the job is alive."""
+    def _collected(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What a running job of another manager becomes: nothing changes while that manager or the job is alive."""
         run = self.folder.job(row["id"])
         if not is_free(self.folder.manager_lock(row["manager"])) or not is_free(run.lock):
-            return None
+            return {}
         status = run.read_status() or {}
         state = status.get("state") if status.get("attempt") == row["attempt"] else None
         return {"state": state if state in FINAL_STATES else "queued", "manager": ""}
 
-    @staticmethod
-    def _apply(table: Table, changes: dict[int, dict[str, Any]]) -> None:
-        if changes:
-            by_id = {row["id"]: changes[row.doc_id] for row in table.all() if row.doc_id in changes}
-            table.update(lambda row: row.update(by_id[row["id"]]), doc_ids=list(changes))
+    def _update(self, visit: Callable[[dict[str, Any]], bool]) -> int:
+        """Show each row to `visit`, which may change it in place and says whether it did; return how many it did."""
+        changed: list[bool] = []
+        with self._change() as (table, storage):
+            table.update(lambda row: changed.append(visit(row)))
+            if not any(changed):
+                storage.forget()
+        return sum(changed)
+
+    @contextmanager
+    def _change(self) -> Iterator[tuple[Table, BufferedStorage]]:
+        """The table of jobs under the lock, and its storage: what is changed is written at the end, all or nothing."""
+        with self._locked():
+            storage = BufferedStorage(self._storage)
+            with TinyDB(storage=lambda: storage) as database:
+                yield database.table("jobs", cache_size=0), storage
+            storage.flush()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with FileLock(self.folder.queue_lock, poll_interval=0.005):
             yield
-
-    @contextmanager
-    def _change(self) -> Iterator[Table]:
-        """The table of jobs under the lock; what is changed is written at the end, all or nothing."""
-        with self._locked():
-            storage = BufferedStorage(self._storage)
-            with TinyDB(storage=lambda: storage) as database:
-                yield database.table("jobs", cache_size=0)
-            storage.flush()

@@ -121,14 +121,14 @@ class Scheduler:
                 wanted = min(wanted, self.allowance)
         if not self._results and (not wanted or time.monotonic() < self._next_poll):
             return
-        claimed = self.queue.claim(self.manager, wanted, self._results)
+        claimed, counts = self.queue.claim(self.manager, wanted, self._results)
         self._results.clear()
         if self.allowance is not None:
             self.allowance -= len(claimed)
         if len(claimed) < wanted:
             self._next_poll = time.monotonic() + POLL_INTERVAL
         self._hand.extend(claimed)
-        self.display.count(self.queue.counts())
+        self.display.count(counts)
 
     def _ahead(self) -> int:
         short = len(self._durations) > 0 and sum(self._durations) / len(self._durations) < SHORT_JOB

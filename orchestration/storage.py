@@ -99,6 +99,10 @@ class BufferedStorage(Storage):
         """Keep these tables in memory until `flush`."""
         self._tables, self._changed = data, True
 
+    def forget(self) -> None:
+        """Leave the storage below as it is: what was written so far changed nothing."""
+        self._changed = False
+
     def flush(self) -> None:
         """Write the tables to the storage below where they have changed."""
         if self._changed:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from analysis.gradients import gradient_statistics, select_parameters
 from orchestration.storage import CorruptFileError
@@ -24,13 +24,11 @@ class Training:
 
     def __init__(self, config: DictConfig, context: Context):
         self.config, self.context = config, context
-        settings = OmegaConf.to_container(config)
-        assert isinstance(settings, dict)
-        self.device = prepare_torch(settings)
-        self.dataset = build_dataset(settings)
-        self.model = build_model(settings, self.device)
-        self.estimator = build_estimator(settings, self.device)
-        self.optimizer = build_optimizer(settings, self.model, self.estimator)
+        self.device = prepare_torch(config)
+        self.dataset = build_dataset(config)
+        self.model = build_model(config, self.device)
+        self.estimator = build_estimator(config, self.device)
+        self.optimizer = build_optimizer(config, self.model, self.estimator)
         self.parts: Mapping[str, Any] = {
             "model": self.model,
             "estimator": self.estimator,
@@ -141,12 +139,10 @@ def run(config: DictConfig, context: Context) -> None:
 
 def check(config: DictConfig) -> None:
     """Build everything once and take one gradient on two observations; raise what a job would raise."""
-    settings = OmegaConf.to_container(config)
-    assert isinstance(settings, dict)
-    device = prepare_torch(settings)
-    model, estimator = build_model(settings, device), build_estimator(settings, device)
-    build_optimizer(settings, model, estimator)
-    dataset = build_dataset(settings)
+    device = prepare_torch(config)
+    model, estimator = build_model(config, device), build_estimator(config, device)
+    build_optimizer(config, model, estimator)
+    dataset = build_dataset(config)
     dataset.batch(0, config.batch_size, config.seed)
     x = dataset.points("train")[:2].to(device)
     estimator(model, x)[0].backward()

@@ -32,9 +32,9 @@ def leave_status(folder, name, **status):
 
 def test_jobs_are_claimed_in_order_and_once(folder, queue):
     first, second = Manager(folder), Manager(folder)
-    assert [row.id for row in queue.claim(first, 2)] == ["a", "b"]
-    assert [(row.id, row.attempt) for row in queue.claim(second, 2)] == [("c", 1)]
-    assert queue.claim(first, 2) == []
+    assert [row.id for row in queue.claim(first, 2)[0]] == ["a", "b"]
+    assert [(row.id, row.attempt) for row in queue.claim(second, 2)[0]] == [("c", 1)]
+    assert queue.claim(first, 2) == ([], {"running": 3})
     assert queue.counts() == {"running": 3}
 
 
@@ -58,13 +58,13 @@ def test_only_the_current_claim_can_finish(folder, queue):
 def test_what_a_dead_manager_claimed_is_lost_only_with_the_job(folder, queue):
     dead, alive = Manager(folder), Manager(folder)
     queue.claim(dead, 2)
-    assert queue.claim(alive, 0) == []
+    assert queue.claim(alive, 0) == ([], {"running": 2, "queued": 1})
     assert states(queue) == {"a": "running", "b": "running", "c": "queued"}
     with ProcessLock(folder.job("a").lock):
         dead.close()
         queue.claim(alive, 0)
         assert states(queue) == {"a": "running", "b": "queued", "c": "queued"}
-    assert [(row.id, row.attempt) for row in queue.claim(alive, 3)] == [("a", 2), ("b", 2), ("c", 1)]
+    assert [(row.id, row.attempt) for row in queue.claim(alive, 3)[0]] == [("a", 2), ("b", 2), ("c", 1)]
 
 
 @pytest.mark.parametrize("state", ["done", "failed"])
@@ -82,9 +82,8 @@ def test_a_worker_that_dies_three_times_in_a_row_without_progress_aborts_the_job
     manager = Manager(folder)
     folder.job("a").path.mkdir()
     for attempt in (1, 2):
-        assert queue.claim(manager, 1)[0] == Row(
-            "a", ["seed=0"], "running", attempt, "s1", manager.name, attempt - 1, ""
-        )
+        (row,), _ = queue.claim(manager, 1)
+        assert row == Row("a", ["seed=0"], "running", attempt, "s1", manager.name, deaths=attempt - 1)
         queue.claim(manager, 0, [Result("a", attempt, "died")])
     folder.job("a").checkpoint.write_bytes(b"progress")
     for attempt in (3, 4, 5, 6):
@@ -156,3 +155,13 @@ def test_reading_takes_no_lock_and_writes_nothing(folder, queue):
     before = sorted(folder.root.rglob("*"))
     queue.rows(), queue.counts()
     assert sorted(folder.root.rglob("*")) == before
+
+
+def test_a_look_that_changes_nothing_writes_nothing(folder, queue):
+    before = folder.queue.stat().st_ino
+    manager = Manager(folder)
+    queue.claim(manager, 0)
+    queue.requeue(2)
+    assert folder.queue.stat().st_ino == before
+    queue.claim(manager, 1)
+    assert folder.queue.stat().st_ino != before
