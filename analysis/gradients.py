@@ -59,7 +59,8 @@ def gradient_statistics(
     with _unchanged(model), _forked_generators(model, x) as generators:
         replicates = _Replicates(estimator, model, x, names)
         _seed(generators, seed, "first evaluation")
-        block_size = block_size or replicates.fitting_block_size()
+        fitting = replicates.evaluate_once()
+        block_size = block_size or fitting
         if block_size > 1 and not replicates.can_be_vectorised():
             block_size = 1
         counts = [min(block_size, num_replicates - start) for start in range(0, num_replicates, block_size)]
@@ -116,27 +117,31 @@ class _Replicates:
     """Draws gradients of the loss by the named parameters, flat, from torch's random state as it is."""
 
     def __init__(self, estimator: nn.Module, model: nn.Module, x: Tensor, names: Sequence[str]):
-        parameters = dict(model.named_parameters())
+        parameters = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
         self._loss = _Loss(copy.deepcopy(estimator).eval(), model)
         self._x = x
-        self._selected = {f"model.{name}": parameters[name].detach() for name in names}
-        self._variables = {
-            name: p for name, p in self._selected.items() if parameters[name.removeprefix("model.")].requires_grad
-        }
+        self._selected = {name: parameters[name].detach() for name in (f"model.{name}" for name in names)}
+        self._variables = {name: p for name, p in self._selected.items() if parameters[name].requires_grad}
         self.dtype = reduce(torch.promote_types, (p.dtype for p in self._selected.values()))
         self.nbytes = sum(p.numel() for p in self._selected.values()) * self.dtype.itemsize
 
-    def fitting_block_size(self) -> int:
-        """Return a block size for the shapes of one evaluation."""
+    def evaluate_once(self) -> int:
+        """Return the block size that fits the shapes of one evaluation.
+
+        The user's own errors show here as they are, and what an estimator builds on its first x is built.
+        """
         with LargestTensor() as largest:
-            self._evaluate(self._leaves())
+            loss = self._evaluate(self._leaves())
+        if loss.dim() > 0:
+            shape, estimator = list(loss.shape), type(self._loss.estimator).__name__
+            raise UserError(f"{estimator} returned a loss of shape {shape}; statistics need a scalar, the batch's mean")
         return min(max(_BLOCK_BYTES // max(largest.nbytes, self.nbytes), 1), _BLOCK_REPLICATES)
 
     def can_be_vectorised(self) -> bool:
         """Return whether torch.func.vmap takes the estimator and the model, with a warning where it does not."""
         try:
             self.vectorised(2)
-        except Exception as error:  # vmap's refusals have no type of their own; other errors come back in the loop
+        except Exception as error:  # vmap's refusals have no type of their own
             model, estimator = type(self._loss.model).__name__, type(self._loss.estimator).__name__
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(

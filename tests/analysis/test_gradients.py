@@ -11,6 +11,8 @@ import analysis.gradients
 from analysis.gradients import gradient_statistics, select_parameters
 from analysis.statistics import reduce_replicates
 from errors import UserError
+from estimators import get_estimator
+from models import GaussianMixture, GaussianToy
 from tests.analysis.problems import FAMILIES, Foreign, ImportanceWeighted, TwoBits, foreign, loop
 
 FIELDS = ("mean", "variance", "snr", "mean_se", "variance_se", "snr_se")
@@ -133,7 +135,7 @@ def test_block_size_follows_shapes():
     assert sizes == [False, True, True, True]  # an evaluation, a trial of vmap, two blocks of 500
     sizes.clear()
     gradient_statistics(Counting(iw=2**18), model, x, 2)
-    assert sizes == [False] * 3  # samples of 2^18 x 3 x 2 floats: one replicate a block
+    assert sizes == [False] * 3  # an evaluation, two single replicates: samples of 2^18 x 3 x 2 floats
 
 
 class Stateful(ImportanceWeighted):
@@ -172,7 +174,7 @@ class Remembering(Foreign):
 
 
 @pytest.mark.parametrize("failing", [False, True])
-@pytest.mark.parametrize("block_size", [None, 1])
+@pytest.mark.parametrize("block_size", [None, 1, 4])
 def test_nothing_changes(failing, block_size):
     class Failing(Stateful):
         def forward(self, model, x, alpha=None, beta=None):
@@ -248,6 +250,46 @@ def test_errors_of_a_model_come_through_as_they_are():
     model, _ = foreign("Normal")
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         gradient_statistics(ImportanceWeighted(), model, torch.ones(3, 5), 10)
+
+
+def test_a_loss_that_is_no_scalar_is_refused():
+    class PerObservation(ImportanceWeighted):
+        def forward(self, model, x, alpha=None, beta=None):
+            loss, diagnostics, output = super().forward(model, x)
+            return loss.expand(len(x)), diagnostics, output
+
+    model, x = foreign("Normal")
+    with pytest.raises(UserError, match=r"PerObservation returned a loss of shape \[3\]; statistics need a scalar"):
+        gradient_statistics(PerObservation(), model, x, 10)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "vimco-geometric", "ovis-gamma1", "ovis-S2-exclusive", "wake-wake"])
+def test_the_models_and_estimators_of_the_house_are_vectorised(name):
+    """A warning, which would be an error here, would say that they are not."""
+    estimator = get_estimator(name, mc=2, iw=3)
+    for model, x in ((GaussianMixture(), torch.tensor([3.0, 90.0])), (GaussianToy(3), torch.ones(2, 3))):
+        for parameter in model.parameters():
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        parts = "b,mu" if isinstance(model, GaussianToy) else "inference_network,prior"
+        stats = gradient_statistics(estimator, model, x, 20, parameters=parts)
+        assert stats.summary()["grads/num_constant"] < len(stats.mean)
+        assert math.isfinite(stats.summary()["grads/snr"])
+
+
+def test_a_gradient_that_varies_by_rounding_alone_is_constant():
+    """Self-normalised weights sum to one: a component that no replicate draws has the same gradient each time."""
+    torch.manual_seed(0)
+    model, x = GaussianMixture(), 100 + 30 * torch.randn(50)
+    dict(model.named_parameters())["inference_network.2.bias"].data[:3] = -40.0
+    stats = gradient_statistics(get_estimator("wake-wake", iw=20), model, x, 300)
+    assert stats.summary()["grads/num_constant"] >= 3
+    assert stats.snr.nan_to_num().max() < 1000
+
+
+def test_pathwise_gradient_of_the_generative_model_alone():
+    model = GaussianToy(3)
+    stats = gradient_statistics(get_estimator("pathwise-iwae", iw=3), model, torch.ones(2, 3), 20, parameters="mu")
+    assert not stats.constant.any()
 
 
 def test_parameters_in_their_order_and_dtype():

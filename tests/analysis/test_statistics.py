@@ -86,7 +86,7 @@ def test_constant_parameters_are_left_out_and_counted():
     gradients = skewed(200, torch.Generator().manual_seed(5)).float()
     zeros = torch.zeros(200, 1)
     rounded = torch.full((200, 1), 0.7)
-    rounded[::2] *= 1 + 4 * torch.finfo(torch.float32).eps
+    rounded[::2] *= 1 + 50 * torch.finfo(torch.float32).eps
     padded = torch.cat([zeros, gradients, rounded], 1)
     stats, summary, expected = reduce(padded), reduce(padded).summary(), reduce(gradients).summary()
     assert stats.constant.tolist() == [True, False, False, False, False, True]
@@ -100,6 +100,12 @@ def test_constant_parameters_are_left_out_and_counted():
 def test_a_small_spread_is_not_constant():
     gradients = 1e-30 * torch.randn(100, 3, generator=torch.Generator().manual_seed(6))
     assert reduce(gradients).summary()["grads/num_constant"] == 0
+
+
+def test_a_small_relative_spread_is_not_constant():
+    gradients = 1 + 1e-3 * torch.randn(100, 3, generator=torch.Generator().manual_seed(6))
+    assert reduce(gradients).summary()["grads/num_constant"] == 0
+    assert reduce(gradients).summary()["grads/snr"] == pytest.approx(1000, rel=0.2)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
