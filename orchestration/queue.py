@@ -9,7 +9,7 @@ import os
 import socket
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from orchestration.storage import AtomicStorage, BufferedStorage, CorruptFileErr
 STATES = ("queued", "running", "done", "failed", "aborted")
 REQUEUE_LEVELS = {"aborted": 1, "failed": 2, "done": 10_000}
 MAX_DEATHS = 3
+
+Document = MutableMapping[str, Any]  # a row as TinyDB holds it
 
 
 class Row(NamedTuple):
@@ -104,7 +106,7 @@ class Queue:
         claimed: list[Row] = []
         counts: Counter[str] = Counter()
 
-        def visit(row: dict[str, Any]) -> bool:
+        def visit(row: Document) -> bool:
             change: dict[str, Any] = {}
             if row["state"] == "running":
                 if row["manager"] != manager.name:
@@ -126,7 +128,7 @@ class Queue:
         """Queue again what ended up to this level (1 aborted, 2 failed, 10000 done too); return how many."""
         states = {state for state, least in REQUEUE_LEVELS.items() if level >= least}
 
-        def visit(row: dict[str, Any]) -> bool:
+        def visit(row: Document) -> bool:
             if row["state"] not in states:
                 return False
             row.update(state="queued", deaths=0, checkpoint="")
@@ -137,7 +139,7 @@ class Queue:
     def renew_snapshot(self, snapshot: str) -> int:
         """Give every job that has not started this snapshot of the source; return how many."""
 
-        def visit(row: dict[str, Any]) -> bool:
+        def visit(row: Document) -> bool:
             if row["state"] != "queued":
                 return False
             row["snapshot"] = snapshot
@@ -177,7 +179,7 @@ class Queue:
             return row._replace(state="running", attempt=attempt, manager="unknown")
         return row._replace(attempt=attempt)
 
-    def _ended(self, row: dict[str, Any], state: str) -> dict[str, Any]:
+    def _ended(self, row: Document, state: str) -> dict[str, Any]:
         """What a claim of this manager becomes; `died` is a worker that vanished without a word."""
         if state != "died":
             return {"state": state, "manager": "", "deaths": 0, "checkpoint": ""}
@@ -195,7 +197,7 @@ class Queue:
             run.write_status({**status, "attempt": row["attempt"], "state": state, "error": error})
         return {"state": state, "manager": "", "deaths": deaths, "checkpoint": checkpoint}
 
-    def _collected(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _collected(self, row: Document) -> dict[str, Any]:
         """What a running job of another manager becomes: nothing changes while that manager or the job is alive."""
         run = self.folder.job(row["id"])
         if not is_free(self.folder.manager_lock(row["manager"])) or not is_free(run.lock):
@@ -204,7 +206,7 @@ class Queue:
         state = status.get("state") if status.get("attempt") == row["attempt"] else None
         return {"state": state if state in FINAL_STATES else "queued", "manager": ""}
 
-    def _update(self, visit: Callable[[dict[str, Any]], bool]) -> int:
+    def _update(self, visit: Callable[[Document], bool]) -> int:
         """Show each row to `visit`, which may change it in place and says whether it did; return how many it did."""
         changed: list[bool] = []
         with self._change() as (table, storage):

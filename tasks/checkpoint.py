@@ -1,5 +1,6 @@
 """Everything that a job needs to go on as if it had never stopped, in one file written atomically."""
 
+import pickle
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from orchestration.run_directory import RunDirectory
-from orchestration.storage import write_atomically
+from orchestration.storage import CorruptFileError, write_atomically
 
 
 def save(run: RunDirectory, step: int, metrics_length: int, parts: Mapping[str, Any]) -> None:
@@ -23,10 +24,16 @@ def save(run: RunDirectory, step: int, metrics_length: int, parts: Mapping[str, 
 
 
 def load(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:
-    """Return what `save` wrote, its tensors on `device`; None where there is no checkpoint."""
+    """Return what `save` wrote, its tensors on `device`; None where there is no checkpoint.
+
+    Raises CorruptFileError where the file cannot be read.
+    """
     if not run.checkpoint.exists():
         return None
-    return torch.load(run.checkpoint, map_location=device, weights_only=False)
+    try:
+        return torch.load(run.checkpoint, map_location=device, weights_only=False)
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise CorruptFileError(f"{run.checkpoint} is cut or damaged") from error
 
 
 def restore(state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:

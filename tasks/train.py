@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from analysis.gradients import gradient_statistics, select_parameters
 from orchestration.storage import CorruptFileError
@@ -34,6 +35,8 @@ class Training:
             "estimator": self.estimator,
             "optimizer": self.optimizer,
         }
+        # Read once: omegaconf takes as long for a value as torch for a small product.
+        self.batch_size, self.seed = config.batch_size, config.seed
         self.step = 0
         self.resumed = False
 
@@ -46,24 +49,22 @@ class Training:
             self.recorder.close()
 
     def _resume(self) -> Recorder:
-        state = checkpoint.load(self.context.run, self.device)
-        if state is not None:
-            try:
+        try:
+            state = checkpoint.load(self.context.run, self.device)
+            if state is not None:
                 recorder = Recorder(self.context.run, state["metrics_length"], state["step"])
-            except CorruptFileError as error:
-                print(f"{error}: starting from the first step")
-            else:
                 checkpoint.restore(state, self.parts)
                 self.step, self.resumed = state["step"], True
                 print(f"going on from step {self.step:,}")
                 return recorder
+        except CorruptFileError as error:
+            print(f"{error}: starting from the first step")
         self.context.run.clear()
-        checkpoint.seed_random_state(derive_seed(self.config.seed, "training"))
+        checkpoint.seed_random_state(derive_seed(self.seed, "training"))
         return Recorder(self.context.run)
 
     def _loop(self) -> None:
-        config, steps = self.config, self.config.steps
-        eval_every, checkpoint_every = config.eval_every, config.checkpoint_every
+        steps, eval_every, checkpoint_every = self.config.steps, self.config.eval_every, self.config.checkpoint_every
         fresh = not self.resumed  # a checkpoint is written after its step's evaluation
         self._clock = time.perf_counter(), self.step
         while True:
@@ -83,14 +84,16 @@ class Training:
         self._save()
 
     def _train_step(self) -> None:
-        config = self.config
-        x = self.dataset.batch(self.step, config.batch_size, config.seed).to(self.device)
+        x = self._batch()
         loss, _, _ = self.estimator(self.model, x)
         if (self.device.type == "cpu" or self.step % NAN_INTERVAL == 0) and not math.isfinite(value := loss.item()):
             raise FloatingPointError(f"the loss is {value} at step {self.step + 1}")
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _batch(self) -> Tensor:
+        return self.dataset.batch(self.step, self.batch_size, self.seed).to(self.device)
 
     def _evaluate(self) -> None:
         self._require_finite()
@@ -99,17 +102,17 @@ class Training:
         said = f"step {self.step:,}"
         for split in ("train", "test"):
             x = self.dataset.points(split)[: config.evaluation.points].to(self.device)
-            values = evaluate_bound(self.model, x, config.evaluation.iw, derive_seed(config.seed, split, self.step))
+            values = evaluate_bound(self.model, x, config.evaluation.iw, derive_seed(self.seed, split, self.step))
             values |= {name: value.item() for name, value in self.model.diagnostics(x, self.dataset).items()}
             self.recorder.record(self.step, split, values)
             said += f"  {split} loss/L_k {values['loss/L_k']:.4f}"
         statistics = gradient_statistics(
             self.estimator,
             self.model,
-            self.dataset.batch(self.step, config.batch_size, config.seed).to(self.device),
+            self._batch(),
             num_replicates=config.analysis.num_replicates,
             parameters=list(config.analysis.parameters),
-            seed=derive_seed(config.seed, "gradients", self.step),
+            seed=derive_seed(self.seed, "gradients", self.step),
             block_size=config.analysis.block_size,
         ).summary()
         self.recorder.record(self.step, "train", statistics)

@@ -92,10 +92,11 @@ def test_a_job_killed_between_checkpoints_ends_with_the_same_numbers(tmp_path):
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
-def test_metrics_that_are_shorter_than_the_checkpoint_says_start_the_job_anew(tmp_path, capsys):
+@pytest.mark.parametrize(("name", "length"), [("metrics.jsonl", 0), ("checkpoint.pt", 0), ("checkpoint.pt", 1000)])
+def test_a_cut_file_starts_the_job_anew(tmp_path, capsys, name, length):
     train(tmp_path)
     whole = rows(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
     train(tmp_path)
     assert "starting from the first step" in capsys.readouterr().out
     assert rows(tmp_path) == whole
