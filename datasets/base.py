@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seeding import derive_seed
+
 SPLITS = ("train", "valid", "test")
 
 
@@ -60,8 +62,8 @@ class FiniteDataset(Dataset):
 
 
 def generator(purpose: str, *numbers: int) -> np.random.Generator:
-    """Return the generator of a purpose and non-negative numbers; distinct ones give independent streams."""
-    return np.random.default_rng((*purpose.encode(), *numbers))
+    """Return the random generator that belongs to a purpose and these numbers."""
+    return np.random.default_rng(derive_seed(purpose, *map(int, numbers)))
 
 
 def check_split(split: str) -> None:

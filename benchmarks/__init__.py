@@ -1,0 +1,1 @@
+"""Speed and memory, followed by hand: `python -m benchmarks.<name>`. No test runs them."""
