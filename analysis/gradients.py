@@ -60,20 +60,28 @@ def gradient_statistics(
         replicates = _Replicates(estimator, model, x, names)
         _seed(generators, seed, "first evaluation")
         fitting = replicates.evaluate_once()
+
+        def measure(size: int) -> GradientStatistics:
+            counts = [min(size, num_replicates - start) for start in range(0, num_replicates, size)]
+
+            def draw() -> Iterator[Tensor]:
+                for block, count in enumerate(counts):
+                    _seed(generators, seed, block)
+                    yield replicates.vectorised(count) if size > 1 else replicates.single()
+
+            if num_replicates * replicates.nbytes > _KEPT_BYTES:
+                return reduce_replicates(draw, replicates.dtype)
+            kept = list(draw())
+            return reduce_replicates(lambda: iter(kept), replicates.dtype)
+
         block_size = block_size or fitting
-        if block_size > 1 and not replicates.can_be_vectorised():
-            block_size = 1
-        counts = [min(block_size, num_replicates - start) for start in range(0, num_replicates, block_size)]
-
-        def draw() -> Iterator[Tensor]:
-            for block, count in enumerate(counts):
-                _seed(generators, seed, block)
-                yield replicates.vectorised(count) if block_size > 1 else replicates.single()
-
-        if num_replicates * replicates.nbytes > _KEPT_BYTES:
-            return reduce_replicates(draw, replicates.dtype)
-        kept = list(draw())
-        return reduce_replicates(lambda: iter(kept), replicates.dtype)
+        try:
+            return measure(block_size)
+        except Exception:
+            # Where vmap takes two replicates, it was no refusal: too little memory, say, which must not change numbers.
+            if block_size == 1 or replicates.can_be_vectorised():
+                raise
+        return measure(1)
 
 
 def select_parameters(model: nn.Module, parameters: str | Sequence[str]) -> list[str]:

@@ -132,7 +132,7 @@ def test_block_size_follows_shapes():
 
     model, x = foreign("Normal")
     gradient_statistics(Counting(), model, x, 1000)
-    assert sizes == [False, True, True, True]  # an evaluation, a trial of vmap, two blocks of 500
+    assert sizes == [False, True, True]  # an evaluation, two blocks of 500
     sizes.clear()
     gradient_statistics(Counting(iw=2**18), model, x, 2)
     assert sizes == [False] * 3  # an evaluation, two single replicates: samples of 2^18 x 3 x 2 floats
@@ -244,6 +244,20 @@ def test_what_vmap_refuses_is_looped_over_with_a_warning(kind):
     slow = reduce_replicates(lambda: iter([gradients]), gradients.dtype)
     spread = (stats.mean_se**2 + slow.mean_se**2).sqrt()
     assert ((stats.mean - slow.mean).abs() < 4.5 * spread).all()
+
+
+def test_memory_does_not_decide(monkeypatch):
+    """A block that does not fit is an error, not a reason for other draws."""
+
+    def vectorised(self, count):
+        if count > 2:
+            raise torch.OutOfMemoryError("no room")
+        return torch.ones(count, 12)
+
+    monkeypatch.setattr(analysis.gradients._Replicates, "vectorised", vectorised)
+    model, x = foreign("Normal")
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        gradient_statistics(ImportanceWeighted(), model, x, 10)
 
 
 def test_errors_of_a_model_come_through_as_they_are():
