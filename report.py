@@ -83,7 +83,7 @@ def _report(arguments: Sequence[str] | None) -> int:
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     counts = ", ".join(f"{count} {state}" for state, count in states(results.jobs).items())
-    print(f"{known.exp}: {len(results.jobs)} jobs" + (f": {counts}" if counts else ", none has started"))
+    print(f"{known.exp}: {len(results.jobs)} jobs" + (f": {counts}" if counts else "; no job has started"))
     print(folder / "index.html")
     return EXIT_OK
 

@@ -197,10 +197,12 @@ def _fit(ax: Axes, axis: str, metric: Metric, table: pd.DataFrame, fixed: Limits
 
 
 def _legend(fig: Figure, handles: Sequence[Line2D]) -> None:
-    """Put the legend below the panels, in as many columns as fit."""
+    """Put the legend below the panels, in one row where that fits."""
     named = [handle for handle in handles if handle.get_label()]
-    if named:
-        longest = max(len(str(handle.get_label())) for handle in named)
-        columns = max(1, int(fig.get_figwidth() / (0.075 * longest + 0.6)))
-        rows = -(-len(named) // columns)
-        fig.legend(handles=named, loc="outside lower center", ncols=-(-len(named) // rows), handlelength=2.2)
+    if not named:
+        return
+    widths = [0.55 + 0.065 * len(str(handle.get_label())) for handle in named]
+    fits = sum(widths) <= fig.get_figwidth()
+    columns = len(named) if fits else max(1, int(fig.get_figwidth() / max(widths)))
+    rows = -(-len(named) // columns)
+    fig.legend(handles=named, loc="outside lower center", ncols=-(-len(named) // rows), handlelength=2.2)

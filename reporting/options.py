@@ -130,6 +130,13 @@ def _list_of(read: Callable[[str, str], Any]) -> Callable[[Any, str], tuple]:
     return read_list
 
 
+def _keys(value: Any, where: str) -> tuple[str, ...]:
+    keys = _list_of(_name)(value, where)
+    if not keys:
+        raise UserError(f"{where}: name one at least, such as estimator,iw")
+    return keys
+
+
 def _limits(text: str, where: str) -> tuple[Metric, tuple[float, float]]:
     try:
         metric, low, high = text.rsplit(":", 2)
@@ -169,7 +176,7 @@ def _caption(value: Any, where: str) -> str:
 
 
 READERS: dict[str, Callable[[Any, str], Any]] = {
-    "keys": _list_of(_name),
+    "keys": _keys,
     "metrics": _list_of(parse_metric),
     "detailed_metrics": _list_of(parse_metric),
     "pivot_metrics": _list_of(parse_pivot_metric),

@@ -60,7 +60,7 @@ class Folder:
 def write(results: Results, path: Path, title: str, description: str) -> None:
     """Write the whole report. Raises OSError where the disk refuses."""
     folder, keys = Folder(path), list(results.keys)
-    runs = tables.runs_table(results.runs, results.numbers, keys)
+    runs = tables.runs_table(results.runs, results.numbers, results.keys)
     folder.write_csv("runs.csv", runs)
     folder.write_csv("curves.csv", _with_split(results.means))
     seeds = list(dict.fromkeys(["id", *keys, "seed"]))

@@ -67,15 +67,16 @@ METRICS = {
     "grads/bias": MetricStyle("gradient bias", "", "lower"),
     "gmm/posterior_mse": MetricStyle("posterior error", "L2 norm", "lower"),
     "gmm/prior_mse": MetricStyle("prior error", "L2 norm", "lower"),
-    "gaussian_toy/mse_A": MetricStyle("error of A", "", "lower"),
-    "gaussian_toy/mse_b": MetricStyle("error of b", "", "lower"),
-    "gaussian_toy/mse_mu": MetricStyle("error of mu", "", "lower"),
+    "gaussian_toy/mse_A": MetricStyle("mean squared error of A", "", "lower"),
+    "gaussian_toy/mse_b": MetricStyle("mean squared error of b", "", "lower"),
+    "gaussian_toy/mse_mu": MetricStyle("mean squared error of mu", "", "lower"),
     "active_units/au": MetricStyle("active units", "", "higher"),
 }
 
 # One look for each estimator, in every figure of every report. Hues go by family; markers tell neighbours apart.
 PALETTE = {
     "ovis-gamma1": ("#0072b2", "o"),
+    "ovis-gamma0.5": ("#00427a", "d"),
     "ovis-gamma0": ("#56b4e9", "s"),
     "ovis-S5-exclusive": ("#8fd3bd", "<"),
     "ovis-S10-exclusive": ("#009e73", "^"),

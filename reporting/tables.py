@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,10 +14,10 @@ from reporting.layout import Layout, split
 STATISTICS = ("sd", "se", "low", "high", "n")
 
 
-def runs_table(runs: pd.DataFrame, numbers: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+def runs_table(runs: pd.DataFrame, numbers: pd.DataFrame, keys: Mapping[str, str]) -> pd.DataFrame:
     """One row a run: id, state, last step, error, the keys, whatever else varies, and the run's numbers."""
     first = [column for column in ("state", "last_step", "error") if column in runs]
-    others = [column for column in varied(runs) if column not in (*first, *keys)]
+    others = [column for column in varied(runs) if column not in (*first, *keys, *keys.values())]
     return runs[[*first, *keys, *others]].join(numbers).rename_axis("id").reset_index()
 
 

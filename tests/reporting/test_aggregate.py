@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ def test_curves_are_means_over_seeds_with_students_interval():
     runs, _ = aggregate.tabulate([job("a", seed=1), job("b", seed=2), job("c", seed=3), job("d", iw=10)], KEYS)
     recorded = values({"a": [1.0, 4.0], "b": [2.0, 6.0], "c": [3.0], "d": [7.0]})
     table = aggregate.curves(aggregate.take(recorded, [ERROR]), runs, list(KEYS))
-    rows = {(row.iw, row.step): row for row in table.itertuples()}
+    rows: dict[Any, Any] = {(row.iw, row.step): row for row in table.itertuples()}
     assert set(rows) == {(5, 0), (5, 10), (10, 0)}
     three, two, one = rows[5, 0], rows[5, 10], rows[10, 0]
     assert (three.n, three.mean, three.sd) == (3, 2.0, 1.0)
@@ -52,7 +53,7 @@ def test_curves_are_means_over_seeds_with_students_interval():
 def test_a_run_is_reduced_over_its_steps(aggregation, expected):
     recorded = aggregate.take(values({"a": [9.0, 1.0, 2.0]}), [ERROR])
     numbers = aggregate.reduce_runs(recorded, [PivotMetric(aggregation, ERROR)])
-    assert numbers.loc["a"].tolist() == [expected]
+    assert numbers.xs("a").tolist() == [expected]
 
 
 def test_steps_out_of_order_are_put_in_order():
@@ -60,7 +61,7 @@ def test_steps_out_of_order_are_put_in_order():
     numbers = aggregate.reduce_runs(
         aggregate.take(table, [ERROR]), [PivotMetric("first", ERROR), PivotMetric("last", ERROR)]
     )
-    assert numbers.loc["a"].tolist() == [1.0, 3.0]
+    assert numbers.xs("a").tolist() == [1.0, 3.0]
 
 
 def test_the_pivot_averages_the_runs_numbers():

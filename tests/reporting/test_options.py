@@ -46,6 +46,7 @@ def test_a_flag_replaces_its_entry_only():
         ({"metrics": ["grads/snr"]}, r"file: report: metrics: 'grads/snr' is not split:group/name"),
         ({"metrics": ["tests:grads/snr"]}, r"unknown split 'tests'; did you mean 'test'"),
         ({"metrics": [3]}, r"metrics: expected a list, or a comma-separated string"),
+        ({"keys": ""}, r"keys: name one at least"),
         ({"pivot_metrics": ["train:grads/snr"]}, r"is not aggregation:split:group/name"),
         ({"pivot_metrics": ["maxi:train:grads/snr"]}, r"unknown aggregation 'maxi'; did you mean 'max'"),
         ({"ylims": ["train:grads/snr:1"]}, r"ylims: 'train:grads/snr:1' is not split:group/name:low:high"),

@@ -63,7 +63,7 @@ def test_a_finished_experiment_needs_no_other_flag(folder, tmp_path):
     assert {path.name for path in made.iterdir()} == expected
 
     pivot = pd.read_csv(made / "pivot.csv").set_index(["dataset", "estimator", "iw"])
-    cell = pivot.loc[("gaussian_mixture", "reinforce", 20)]
+    cell = pivot.xs(("gaussian_mixture", "reinforce", 20))
     assert cell["min:test:gmm/posterior_mse"] == pytest.approx((0.13 + 0.14) / 2)
     assert cell["min:test:gmm/posterior_mse sd"] == pytest.approx(0.01 / 2**0.5)
     assert cell["min:test:gmm/posterior_mse se"] == pytest.approx(0.005)
@@ -74,7 +74,7 @@ def test_a_finished_experiment_needs_no_other_flag(folder, tmp_path):
     runs = pd.read_csv(made / "runs.csv").set_index("id")
     assert len(runs) == 8
     assert runs.loc["ovis-gamma1-iw5-s2", "min:test:gmm/posterior_mse"] == pytest.approx(0.225)
-    assert runs.loc["ovis-gamma1-iw5-s2", ["state", "last_step", "seed", "iw"]].tolist() == ["done", 2000, 2, 5]
+    assert runs.xs("ovis-gamma1-iw5-s2")[["state", "last_step", "seed", "iw"]].tolist() == ["done", 2000, 2, 5]
 
     curves = pd.read_csv(made / "curves.csv")
     assert len(curves) == 2 * 2 * 2 * 3
