@@ -124,7 +124,7 @@ def mean_learning_signal(weights: Weights, auxiliary: Terms) -> Tensor:
     others = leave_one_out(weights).unsqueeze(-3)
     own = (1 - weights.alpha) * (auxiliary.log_w.detach() - weights.shift).unsqueeze(-2)
     # In place: at S K numbers a tensor, allocating is half of the cost.
-    v = (own - others).clamp_(FLOOR, -FLOOR).sigmoid_()
+    v = (own - others).clamp(FLOOR, -FLOOR).sigmoid_()
     log_sum = torch.maximum(others, own).sub_(torch.maximum(v, 1 - v).log_()).mean(-3)
     bound = (log_sum - log(weights.num_particles)) / (1 - weights.alpha)
     if isinstance(auxiliary.slope, float):

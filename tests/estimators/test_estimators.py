@@ -12,7 +12,7 @@ from estimators import get_config, get_estimator, registry
 
 def test_a_config_builds_the_estimator():
     Estimator, config = get_config("ovis-gamma1.0")
-    estimator = Estimator(mc=2, iw=5, **config)
+    estimator = Estimator(mc=2, iw=5, **config)  # type: ignore[arg-type]
     assert config == {"gamma": 1.0}
     assert repr(estimator) == "OvisGamma(ovis-gamma1, mc=2, iw=5, alpha=0.0, beta=1.0, freebits=None)"
     assert repr(get_estimator("ovis-gamma1", mc=2, iw=5)) == repr(estimator)
@@ -75,7 +75,7 @@ def test_a_users_estimator_is_one_config_and_one_file(user_dir: Path):
 def test_a_target_that_cannot_be_imported_is_named(user_dir: Path):
     (user_dir / "conf" / "estimator" / "half-wake.yaml").write_text(CONFIG.replace("half_wake.", "absent."))
     registry.add_directory(user_dir)
-    with pytest.raises(UserError, match="'half-wake1': target 'absent.HalfWake' cannot be imported"):
+    with pytest.raises(UserError, match=r"'half-wake1': target 'absent\.HalfWake' cannot be imported"):
         get_estimator("half-wake1")
 
 

@@ -80,7 +80,7 @@ def test_other_ids_are_refused_with_the_near_names(id: str, near: str):
 
 
 def test_an_id_unlike_any_lists_them_all():
-    with pytest.raises(UserError, match="choose from .*pathwise-iwae, reinforce"):
+    with pytest.raises(UserError, match=r"choose from .*pathwise-iwae, reinforce"):
         parse("zzz")
 
 
