@@ -112,5 +112,5 @@ def draw_categorical(probabilities: Tensor, num_samples: int) -> Tensor:
     # The last sum, which rounding leaves a little off one, is above every u in [0, 1).
     boundaries = (cumulative[:-1] / cumulative[-1]).contiguous().unsqueeze(1)
     u = torch.rand(num_samples, probabilities.shape[1], dtype=boundaries.dtype, device=boundaries.device)
-    # A few comparisons take half the time of `searchsorted`'s branches, most of it once vmap runs many replicates.
+    # C - 1 comparisons take half the time of `searchsorted`, whose branches no processor can predict.
     return (u >= boundaries).view(torch.uint8).sum(0, dtype=torch.uint8 if len(boundaries) < 256 else None).long()

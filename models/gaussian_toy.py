@@ -100,7 +100,7 @@ class GaussianToy(Template):
 
         Raises ValueError when the data set's points have another dimension.
         """
-        self._check(dataset.mu)
+        self._check(dataset.points("train"))
         generator = Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter, optimum in ((self.A, dataset.A), (self.b, dataset.b), (self.mu, dataset.mu)):
@@ -109,12 +109,11 @@ class GaussianToy(Template):
 
     def diagnostics(self, x: Tensor, dataset: GaussianToyData) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the mean squared distances of A, b and mu to the data set's optimum."""
-        self._check(dataset.mu)
+        self._check(dataset.points("train"))
+        optima = {"A": (self.A, dataset.A), "b": (self.b, dataset.b), "mu": (self.mu, dataset.mu)}
         return {
-            f"gaussian_toy/mse_{name}": (getattr(self, name).detach() - getattr(dataset, name).to(self.mu))
-            .square()
-            .mean()
-            for name in ("A", "b", "mu")
+            f"gaussian_toy/mse_{name}": (parameter.detach() - optimum.to(parameter)).square().mean()
+            for name, (parameter, optimum) in optima.items()
         }
 
     def _log_normal(self, distance: Tensor, std: float = 1.0) -> Tensor:
@@ -122,7 +121,7 @@ class GaussianToy(Template):
         return -0.5 / std**2 * distance - self.dim * (log(std) + 0.5 * log(2 * pi))
 
     def _check(self, x: Tensor) -> None:
-        if x.shape[-1] != self.dim:
+        if x.shape[1:] != (self.dim,):
             raise ValueError(
-                f"GaussianToy(dim={self.dim}) was given x of shape {list(x.shape)}; its last is the dimension"
+                f"GaussianToy was given x of shape {list(x.shape)}, expected [batch, {self.dim}] (its dim)"
             )

@@ -54,19 +54,16 @@ def draw_particles(model: nn.Module, x: Tensor, mc: int, iw: int, reparam: bool 
     name = type(model).__name__
     _check_output(output, name)
     shape = (mc, iw, x.shape[0])
-    z = _layers(output["z"])
-    return Particles(
-        _log_prob(output["px"], values, leading, f"{name}: px").reshape(shape),
-        tuple(
-            _log_prob(pz, layer, leading, f"{name}: pz[{i}]").reshape(shape)
-            for i, (pz, layer) in enumerate(zip(_layers(output["pz"]), z, strict=True))
-        ),
-        tuple(
-            _log_prob(qz, layer, leading, f"{name}: qz[{i}]").reshape(shape)
-            for i, (qz, layer) in enumerate(zip(_layers(output["qz"]), z, strict=True))
-        ),
-        output,
-    )
+
+    def by_layer(key: str) -> tuple[Tensor, ...]:
+        pairs = zip(_layers(output[key]), _layers(output["z"]), strict=True)
+        return tuple(
+            _log_prob(distribution, z, leading, f"{name}: {key}[{i}]").reshape(shape)
+            for i, (distribution, z) in enumerate(pairs)
+        )
+
+    log_px = _log_prob(output["px"], values, leading, f"{name}: px").reshape(shape)
+    return Particles(log_px, by_layer("pz"), by_layer("qz"), output)
 
 
 @lru_cache

@@ -34,10 +34,10 @@ class Output(Mapping[str, Any]):
         return key in self._values or key in self._lazy
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values.keys() | self._lazy.keys())
+        return iter(self._lazy | self._values)
 
     def __len__(self) -> int:
-        return len(self._values.keys() | self._lazy.keys())
+        return len(self._lazy | self._values)
 
 
 class Template(nn.Module):
