@@ -33,7 +33,7 @@ def get_estimator(
     """Build the estimator of an id.
 
     Args:
-        id: the estimator, as ESTIMATORS.md names it; `estimators.registry` holds the grammar.
+        id: such as "ovis-gamma1"; conf/estimator holds the grammar, `estimators.registry` reads it.
         mc: M, independent copies of the estimate that are averaged.
         iw: K, the number of particles of the bound.
         alpha: order of the Rényi bound, in [0, 1).

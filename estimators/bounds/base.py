@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,40 +20,45 @@ class Estimate(NamedTuple):
     surrogate: Tensor
 
 
+@dataclass(eq=False, repr=False)
 class BoundEstimator(nn.Module, ABC):
     """An estimator of the gradient of a bound on log p(x), for the parameters of p (theta) and of q (phi).
 
-    A subclass gives `id` and `estimate`, and says what it needs: the fewest particles, whether its bound has a Rényi
-    form, whether z must carry a gradient.
+    A subclass gives `id` and `estimate`, adds the parameters of its id to the fields, and says what it needs: the
+    fewest particles, whether its bound has a Rényi form, whether z must carry a gradient. The constructor's arguments
+    are those of `estimators.get_estimator`; it raises ValueError, naming the id, what came and what would be right.
 
     num_mc: copies of the estimate, averaged.
     num_particles: K, the particles of the bound.
     num_extra: particles drawn beside them for each copy.
     """
 
-    id: str
+    mc: int = 1
+    iw: int = 16
+    alpha: float = 0.0
+    beta: float = 1.0
+    freebits: float | None = None
+
     min_particles: ClassVar[int] = 2
     takes_alpha: ClassVar[bool] = True
     reparameterises: ClassVar[bool] = False
 
-    def __init__(
-        self, mc: int = 1, iw: int = 16, alpha: float = 0.0, beta: float = 1.0, freebits: float | None = None
-    ) -> None:
-        """Build the estimator; the arguments are those of `estimators.get_estimator`.
-
-        Raises ValueError, naming the id, what came and what would be right.
-        """
+    def __post_init__(self) -> None:
         super().__init__()
-        if mc < 1:
-            raise ValueError(f"{self.id}: mc = {mc}, expected 1 or more copies of the estimate")
-        if iw < self.min_particles:
-            raise ValueError(f"{self.id}: iw = {iw}, expected {self.min_particles} or more particles")
-        if freebits is not None and not isfinite(freebits):
-            raise ValueError(f"{self.id}: freebits = {freebits}, expected a finite number of nats or None")
-        self.alpha = self._alpha(alpha)
-        self.beta = self._beta(beta)
-        self.freebits = freebits
-        self.num_mc, self.num_particles, self.num_extra = mc, iw, 0
+        if self.mc < 1:
+            raise ValueError(f"{self.id}: mc = {self.mc}, expected 1 or more copies of the estimate")
+        if self.iw < self.min_particles:
+            raise ValueError(f"{self.id}: iw = {self.iw}, expected {self.min_particles} or more particles")
+        if self.freebits is not None and not isfinite(self.freebits):
+            raise ValueError(f"{self.id}: freebits = {self.freebits}, expected a finite number of nats or None")
+        self.alpha = self._valid_alpha(self.alpha)
+        self.beta = self._valid_beta(self.beta)
+        self.num_mc, self.num_particles, self.num_extra = self.mc, self.iw, 0
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """The canonical id."""
 
     def forward(
         self, model: nn.Module, x: Tensor, alpha: float | None = None, beta: float | None = None
@@ -65,8 +71,8 @@ class BoundEstimator(nn.Module, ABC):
         estimate; the diagnostics; the output of the model. Raises ValueError as the constructor does, and where a z
         that must carry a gradient has none.
         """
-        alpha = self.alpha if alpha is None else self._alpha(alpha)
-        beta = self.beta if beta is None else self._beta(beta)
+        alpha = self.alpha if alpha is None else self._valid_alpha(alpha)
+        beta = self.beta if beta is None else self._valid_beta(beta)
         particles = self._draw(model, x)
         bound, surrogate = self.estimate(particles, alpha, beta)
         loss = (surrogate.detach() - surrogate - bound).mean()
@@ -78,17 +84,17 @@ class BoundEstimator(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """Return what `repr` shows of the estimator."""
-        shape = f"mc={self.num_mc}, iw={self.num_particles}"
-        return f"{self.id}, {shape}, alpha={self.alpha}, beta={self.beta}, freebits={self.freebits}"
+        options = ("mc", "iw", "alpha", "beta", "freebits")
+        return ", ".join([self.id, *(f"{name}={getattr(self, name)}" for name in options)])
 
-    def _alpha(self, alpha: float) -> float:
+    def _valid_alpha(self, alpha: float) -> float:
         if not 0 <= alpha < 1:
             raise ValueError(f"{self.id}: alpha = {alpha}, expected a number in [0, 1)")
         if alpha and not self.takes_alpha:
             raise ValueError(f"{self.id}: alpha = {alpha}, expected 0: its bound has no Rényi form")
         return float(alpha)
 
-    def _beta(self, beta: float) -> float:
+    def _valid_beta(self, beta: float) -> float:
         if not 0 <= beta < inf:
             raise ValueError(f"{self.id}: beta = {beta}, expected a number that is not negative")
         return float(beta)

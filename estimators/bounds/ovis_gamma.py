@@ -1,6 +1,7 @@
 """OVIS with the asymptotic form of the optimal control variate."""
 
-from math import isfinite, log, log1p
+from dataclasses import dataclass
+from math import inf, log, log1p
 
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from estimators.bounds.weights import Weights, leave_one_out
 from estimators.registry import spell
 
 
+@dataclass(eq=False, repr=False)
 class OvisGamma(ScoreFunction):
     """OVIS~ (Liévin et al. 2020, eq. 17; there for alpha = 0, beta = 1), by the factorised leave-one-out bound:
 
@@ -20,20 +22,17 @@ class OvisGamma(ScoreFunction):
     `ovis-gamma` in tests/estimators/test_bounds_enumeration.py.
     """
 
-    def __init__(
-        self,
-        mc: int = 1,
-        iw: int = 16,
-        alpha: float = 0.0,
-        beta: float = 1.0,
-        freebits: float | None = None,
-        gamma: float = 1.0,
-    ) -> None:
-        self.id = f"ovis-gamma{spell(gamma)}"
-        super().__init__(mc, iw, alpha, beta, freebits)
-        if not (isfinite(gamma) and gamma >= 0):
-            raise ValueError(f"{self.id}: gamma = {gamma}, expected a number that is not negative")
-        self.gamma = gamma
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.gamma < inf:
+            raise ValueError(f"{self.id}: gamma = {self.gamma}, expected a number that is not negative")
+
+    @property
+    def id(self) -> str:
+        """`ovis-gamma<gamma>`."""
+        return f"ovis-gamma{spell(self.gamma)}"
 
     def control_variate(self, weights: Weights, beta: float) -> Tensor:
         """Return c_k - shift, [mc, iw, batch]."""

@@ -1,5 +1,6 @@
 """OVIS with a Monte Carlo estimate of the optimal control variate."""
 
+from dataclasses import dataclass
 from fractions import Fraction
 from math import floor, log
 
@@ -22,27 +23,19 @@ from estimators.registry import spell
 from models.particles import Particles
 
 
+@dataclass(eq=False, repr=False)
 class _AuxiliaryParticles(BoundEstimator):
     """What both forms share: S, the particles that the control variate is made of, a number or a share of K."""
 
-    suffix: str
+    auxiliary: int | float = 1
 
-    def __init__(
-        self,
-        mc: int = 1,
-        iw: int = 16,
-        alpha: float = 0.0,
-        beta: float = 1.0,
-        freebits: float | None = None,
-        num_auxiliary: int | float = 1,
-    ) -> None:
-        self.id = f"ovis-S{spell(num_auxiliary)}{self.suffix}"
-        super().__init__(mc, iw, alpha, beta, freebits)
-        if not ((isinstance(num_auxiliary, int) and num_auxiliary >= 1) or 0 < num_auxiliary < 1):
-            raise ValueError(f"{self.id}: S = {num_auxiliary}, expected 1 or more particles, or a share of iw below 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.auxiliary
+        if not ((isinstance(given, int) and given >= 1) or 0 < given < 1):
+            raise ValueError(f"{self.id}: S = {given}, expected 1 or more particles, or a share of iw below 1")
         # The share as it is written: floor(0.29 * 100) is 28 in binary.
-        share = floor(Fraction(str(num_auxiliary)) * iw)
-        self.num_auxiliary = num_auxiliary if isinstance(num_auxiliary, int) else max(1, share)
+        self.num_auxiliary = given if isinstance(given, int) else max(1, floor(Fraction(str(given)) * self.iw))
 
 
 class OvisMonteCarlo(_AuxiliaryParticles):
@@ -52,29 +45,23 @@ class OvisMonteCarlo(_AuxiliaryParticles):
     Proof: the rows of `ovis-S` in tests/estimators/test_bounds_enumeration.py.
     """
 
-    suffix = ""
-
-    def __init__(
-        self,
-        mc: int = 1,
-        iw: int = 16,
-        alpha: float = 0.0,
-        beta: float = 1.0,
-        freebits: float | None = None,
-        num_auxiliary: int | float = 1,
-    ) -> None:
-        super().__init__(mc, iw, alpha, beta, freebits, num_auxiliary)
-        if self.num_auxiliary >= iw:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_auxiliary >= self.iw:
             raise ValueError(
-                f"{self.id}: iw = {iw}, expected more than S = {self.num_auxiliary}; with ovis-S{spell(num_auxiliary)}"
-                "-exclusive the S particles come on top"
+                f"{self.id}: iw = {self.iw}, expected more than S = {self.num_auxiliary}; "
+                f"with {self.id}-exclusive the S particles come on top"
             )
+
+    @property
+    def id(self) -> str:
+        """`ovis-S<auxiliary>`."""
+        return f"ovis-S{spell(self.auxiliary)}"
 
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
         """Return L^a of all particles and the surrogate."""
         terms = log_terms(particles, beta, self.freebits, stop_q=True)
-        split = self.num_particles - self.num_auxiliary
-        main, auxiliary = terms.particles(0, split), terms.particles(split, self.num_particles)
+        main, auxiliary = terms.split(self.num_particles - self.num_auxiliary)
         weights, main_weights = weigh(terms.log_w, alpha), weigh(main.log_w, alpha)
         signal = learning_signal(main_weights, main.slope, mean_learning_signal(main_weights, auxiliary))
         surrogate = theta_surrogate(weights.w_norm, terms.log_w) + phi_surrogate(signal, main.log_q)
@@ -88,26 +75,20 @@ class OvisMonteCarloExclusive(_AuxiliaryParticles):
     `ovis-S-exclusive` in tests/estimators/test_bounds_enumeration.py.
     """
 
-    suffix = "-exclusive"
     min_particles = 1
 
-    def __init__(
-        self,
-        mc: int = 1,
-        iw: int = 16,
-        alpha: float = 0.0,
-        beta: float = 1.0,
-        freebits: float | None = None,
-        num_auxiliary: int | float = 1,
-    ) -> None:
-        super().__init__(mc, iw, alpha, beta, freebits, num_auxiliary)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.num_extra = self.num_auxiliary
+
+    @property
+    def id(self) -> str:
+        """`ovis-S<auxiliary>-exclusive`."""
+        return f"ovis-S{spell(self.auxiliary)}-exclusive"
 
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
         """Return L^a of the first K particles and the surrogate."""
-        terms = log_terms(particles, beta, self.freebits, stop_q=True)
-        split = self.num_particles
-        main, auxiliary = terms.particles(0, split), terms.particles(split, split + self.num_extra)
+        main, auxiliary = log_terms(particles, beta, self.freebits, stop_q=True).split(self.num_particles)
         weights = weigh(main.log_w, alpha)
         signal = learning_signal(weights, main.slope, mean_learning_signal(weights, auxiliary))
         surrogate = theta_surrogate(weights.w_norm, main.log_w) + phi_surrogate(signal, main.log_q)

@@ -16,11 +16,9 @@ class PathwiseIwae(BoundEstimator):
     min_particles = 1
     reparameterises = True
 
-    def __init__(
-        self, mc: int = 1, iw: int = 16, alpha: float = 0.0, beta: float = 1.0, freebits: float | None = None
-    ) -> None:
-        super().__init__(mc, iw, alpha, beta, freebits)
-        self.num_mc, self.num_particles = 1, mc * iw
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.num_mc, self.num_particles = 1, self.mc * self.iw
 
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
         """Return the bound L^a and its surrogate."""

@@ -1,7 +1,9 @@
 """The thermodynamic variational objective."""
 
+from dataclasses import dataclass
+from math import inf
+
 import torch
-from torch import Tensor
 
 from estimators.bounds.base import BoundEstimator, Estimate
 from estimators.bounds.weights import FLOOR, log_terms, phi_surrogate, relative, theta_surrogate
@@ -9,6 +11,7 @@ from estimators.registry import spell
 from models.particles import Particles
 
 
+@dataclass(eq=False, repr=False)
 class Tvo(BoundEstimator):
     """TVO (Masrani et al. 2019, eq. 8 and 11): the left Riemann sum of int_0^1 E_{pi_t}[log w] dt = log p(x).
 
@@ -25,27 +28,22 @@ class Tvo(BoundEstimator):
     """
 
     takes_alpha = False
-    points: Tensor
+    num_intervals: int = 5
+    exponent: float = 10.0
 
-    def __init__(
-        self,
-        mc: int = 1,
-        iw: int = 16,
-        alpha: float = 0.0,
-        beta: float = 1.0,
-        freebits: float | None = None,
-        num_intervals: int = 5,
-        exponent: float = 10.0,
-    ) -> None:
-        self.id = f"tvo-part{num_intervals}-beta{spell(exponent)}"
-        super().__init__(mc, iw, alpha, beta, freebits)
-        if num_intervals < 2:
-            raise ValueError(f"{self.id}: {num_intervals} intervals, expected 2 or more")
-        if not exponent > 0:
-            raise ValueError(f"{self.id}: beta = {exponent}, expected a positive b, as the first point is 10^-b")
-        log_points = [-exponent * (1 - i / (num_intervals - 1)) for i in range(num_intervals)]
-        points = torch.tensor([0.0] + [10.0**log_point for log_point in log_points], dtype=torch.float64)
-        self.register_buffer("points", points, persistent=False)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_intervals < 2:
+            raise ValueError(f"{self.id}: {self.num_intervals} intervals, expected 2 or more")
+        if not 0 < self.exponent < inf:
+            raise ValueError(f"{self.id}: b = {self.exponent}, expected a positive number: the first point is 10^-b")
+        points = torch.logspace(-self.exponent, 0.0, self.num_intervals, dtype=torch.float64)
+        self.register_buffer("points", torch.cat([torch.zeros(1), points]), persistent=False)
+
+    @property
+    def id(self) -> str:
+        """`tvo-part<num_intervals>-beta<exponent>`."""
+        return f"tvo-part{self.num_intervals}-beta{spell(self.exponent)}"
 
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:  # noqa: ARG002
         """Return the Riemann sum and its surrogate; N K numbers are held at once, [intervals, mc, iw, batch]."""
@@ -54,7 +52,7 @@ class Tvo(BoundEstimator):
         is_alive = log_w > -torch.inf
         log_w = log_w.masked_fill(~is_alive, 0.0)
 
-        points = self.points.to(log_w).view(-1, 1, 1, 1)
+        points = self.get_buffer("points").to(log_w).view(-1, 1, 1, 1)
         t, width = points[:-1], points.diff(dim=0)
         w = (t * log_w).clamp(min=FLOOR).exp() * is_alive
         v = w / w.sum(-2, keepdim=True)

@@ -1,5 +1,6 @@
 """VIMCO: the particle replaced by a mean of the others."""
 
+from dataclasses import dataclass
 from math import log
 
 import torch
@@ -9,6 +10,7 @@ from estimators.bounds.base import ScoreFunction
 from estimators.bounds.weights import Weights, leave_one_out
 
 
+@dataclass(eq=False, repr=False)
 class Vimco(ScoreFunction):
     """VIMCO (Mnih & Rezende 2016, eq. 10): c_k = L^a with w_k^{1-a} replaced by the mean of the others', m_k:
 
@@ -19,20 +21,17 @@ class Vimco(ScoreFunction):
     tests/estimators/test_bounds_enumeration.py.
     """
 
-    def __init__(
-        self,
-        mc: int = 1,
-        iw: int = 16,
-        alpha: float = 0.0,
-        beta: float = 1.0,
-        freebits: float | None = None,
-        mean: str = "arithmetic",
-    ) -> None:
-        self.id = f"vimco-{mean}"
-        super().__init__(mc, iw, alpha, beta, freebits)
-        if mean not in ("arithmetic", "geometric"):
-            raise ValueError(f"{self.id}: mean = {mean!r}, expected 'arithmetic' or 'geometric'")
-        self.mean = mean
+    mean: str = "arithmetic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mean not in ("arithmetic", "geometric"):
+            raise ValueError(f"{self.id}: mean = {self.mean!r}, expected 'arithmetic' or 'geometric'")
+
+    @property
+    def id(self) -> str:
+        """`vimco-<mean>`."""
+        return f"vimco-{self.mean}"
 
     def control_variate(self, weights: Weights, beta: float) -> Tensor:  # noqa: ARG002
         """Return c_k - shift, [mc, iw, batch]."""

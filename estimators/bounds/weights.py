@@ -30,10 +30,11 @@ class Terms(NamedTuple):
     log_q: Tensor
     slope: Tensor | float
 
-    def particles(self, start: int, stop: int) -> "Terms":
-        """Return the terms of the particles start, ..., stop - 1."""
-        slope = self.slope if isinstance(self.slope, float) else self.slope[..., start:stop, :]
-        return Terms(self.log_w[..., start:stop, :], self.log_q[..., start:stop, :], slope)
+    def split(self, at: int) -> tuple["Terms", "Terms"]:
+        """Return the terms of the first `at` particles and of the others."""
+        log_w, log_q = self.log_w.tensor_split([at], -2), self.log_q.tensor_split([at], -2)
+        slope = (self.slope, self.slope) if isinstance(self.slope, float) else self.slope.tensor_split([at], -2)
+        return Terms(log_w[0], log_q[0], slope[0]), Terms(log_w[1], log_q[1], slope[1])
 
 
 class Weights(NamedTuple):

@@ -51,14 +51,17 @@ needs: log q(z|x)
 """
 
 HALF_WAKE = """
+from dataclasses import dataclass
 from estimators.bounds.base import ScoreFunction
 
 
+@dataclass(eq=False, repr=False)
 class HalfWake(ScoreFunction):
-    def __init__(self, mc=1, iw=16, alpha=0.0, beta=1.0, freebits=None, share=1.0):
-        self.id = f"half-wake{share}"
-        super().__init__(mc, iw, alpha, beta, freebits)
-        self.share = share
+    share: float = 1.0
+
+    @property
+    def id(self):
+        return f"half-wake{self.share}"
 
     def control_variate(self, weights, beta):
         return self.share * weights.w_norm

@@ -68,7 +68,7 @@ def make(id: str, **options) -> Callable:
         (make("ovis-gamma0.5", iw=1), "ovis-gamma0.5: iw = 1, expected 2 or more"),
         (make("tvo-part5-beta2", iw=1), "tvo-part5-beta2: iw = 1, expected 2 or more"),
         (make("tvo-part1-beta2"), "tvo-part1-beta2: 1 intervals, expected 2 or more"),
-        (make("tvo-part5-beta0"), "tvo-part5-beta0: beta = 0.0, expected a positive b"),
+        (make("tvo-part5-beta0"), "tvo-part5-beta0: b = 0.0, expected a positive number"),
         (make("ovis-S0"), "ovis-S0: S = 0, expected 1 or more"),
         (make("ovis-S0.0-exclusive"), "ovis-S0-exclusive: S = 0.0, expected 1 or more"),
         (make("ovis-S1", iw=1), "ovis-S1: iw = 1, expected 2 or more"),

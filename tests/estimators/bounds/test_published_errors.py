@@ -43,7 +43,7 @@ def test_beta_and_freebits_enter_the_learning_signal(id: str, settings: Settings
 
 def test_the_number_of_auxiliary_particles_is_an_integer():
     """As a float, `S10` silently meant 10 K."""
-    assert registry.parse("ovis-S10").parameters == {"num_auxiliary": 10}
+    assert registry.parse("ovis-S10").parameters == {"auxiliary": 10}
     assert get_estimator("ovis-S10-exclusive", iw=5).num_extra == 10
     with pytest.raises(UserError):
         registry.parse("ovis-S10.0")
