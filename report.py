@@ -61,11 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(arguments: Sequence[str] | None) -> int:
-    command_line = parser()
-    known, unknown = command_line.parse_known_args(arguments)
+    known, unknown = parser().parse_known_args(arguments)
     if unknown:
-        flags = [flag for action in command_line._actions for flag in action.option_strings]
-        raise UserError(f"unknown argument {unknown[0]!r}{near(unknown[0].partition('=')[0], flags)}")
+        flag = unknown[0].partition("=")[0]
+        raise UserError(f"unknown argument {flag!r}{near(flag, [f'--{name}' for name in vars(known)])}")
 
     # Imported here, so that --help and a mistyped flag answer at once.
     from reporting.analyse import analyse
@@ -83,7 +82,7 @@ def _report(arguments: Sequence[str] | None) -> int:
     for warning in results.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     counts = ", ".join(f"{count} {state}" for state, count in states(results.jobs).items())
-    print(f"{known.exp}: {len(results.jobs)} jobs" + (f": {counts}" if counts else "; no job has started"))
+    print(f"{known.exp}: {counts or 'no job has started'}")
     print(folder / "index.html")
     return EXIT_OK
 

@@ -184,7 +184,9 @@ def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, 
     return fig, fig.subplots(rows, columns, squeeze=False)
 
 
-def _fit(ax: Axes, axis: str, metric: Metric, table: pd.DataFrame, fixed: Limits, others: Any = (), room=0.35) -> None:
+def _fit(
+    ax: Axes, axis: str, metric: Metric, table: pd.DataFrame, fixed: Limits, others: Any = (), room: float = 0.35
+) -> None:
     """Set the scale and the limits of the value axis, `axis` being "x" or "y"."""
     centres = np.array([*table["mean"], *others])
     edges = table.loc[table["n"] > 1, ["low", "high"]].to_numpy().ravel()

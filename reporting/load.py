@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from errors import UserError, near
+from orchestration.run_directory import ExperimentFolder, RunDirectory
 
 GROUPS = ("task", "model", "dataset", "estimator", "optimizer", "analysis")
 SOURCE = Path(__file__).resolve().parents[1]
@@ -57,12 +58,12 @@ def load(name: str, root: Path, user_dir: Path | None = None) -> Study:
         UserError: there is no such experiment, neither under `root` nor among the experiment files.
     """
     files = {path.stem: path for folder in experiment_folders(user_dir) for path in sorted(folder.glob("*.yaml"))}
-    folder = root / name
-    if name not in files and not (_is_plain(name) and folder.is_dir()):
-        ran = [path.name for path in root.glob("*/") if (path / "jobs").is_dir()]
+    folder = ExperimentFolder(root, name)
+    if name not in files and not (_is_plain(name) and folder.path.is_dir()):
+        ran = [path.name for path in root.glob("*/") if ExperimentFolder(root, path.name).jobs.is_dir()]
         raise UserError(f"unknown experiment {name!r} in {root} and experiments{near(name, [*files, *ran])}")
     study = Study(name)
-    _read_experiment(study, folder / "experiment.json", files.get(name))
+    _read_experiment(study, folder.record, files.get(name))
     _read_jobs(study, folder)
     return study
 
@@ -82,7 +83,7 @@ def _read_experiment(study: Study, record: Path, file: Path | None) -> None:
         try:
             _read_experiment_text(study, record, json.loads(record.read_bytes())["file"])
             return
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             study.warnings.append(f"{record}: cannot be read ({_first_line(error)}); using {file or 'the defaults'}")
     if file is not None:
         try:
@@ -99,16 +100,14 @@ def _read_experiment_text(study: Study, source: Path, text: str) -> None:
     study.description = str(content.get("description") or "")
 
 
-def _read_jobs(study: Study, folder: Path) -> None:
-    queue = _read_queue(study, folder / "queue.json")
-    run_folders = sorted(path for path in folder.glob("jobs/*/") if path.is_dir())
+def _read_jobs(study: Study, folder: ExperimentFolder) -> None:
+    queue = _read_queue(study, folder.queue)
     tables = {}
     started = {}
-    for path in run_folders:
-        entry = queue.get(path.name, {})
-        started[path.name] = job = _read_run(study, path, entry.get("state"))
+    for id in sorted(path.name for path in folder.jobs.glob("[!.]*/")):
+        started[id] = job = _read_run(study, folder.job(id), queue.get(id, {}).get("state"))
         if job.config:
-            tables[job.id] = _read_metrics(study, path / "metrics.jsonl", job.state)
+            tables[id] = _read_metrics(study, folder.job(id), job.state)
     waiting = {
         id: Job(id, str(entry.get("state", "unknown")), _overrides(entry))
         for id, entry in queue.items()
@@ -132,26 +131,26 @@ def _read_queue(study: Study, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _overrides(entry: dict[str, Any]) -> dict[str, Any]:
-    pairs = (str(override).partition("=") for override in entry.get("overrides", []))
+    pairs = (str(override).partition("=") for override in entry.get("overrides") or [])
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 
-def _read_run(study: Study, path: Path, queued: str | None) -> Job:
-    """Read a run directory's config.yaml and status.json; without a config the job has none of its values shown."""
+def _read_run(study: Study, run: RunDirectory, queued: str | None) -> Job:
+    """Read a run directory's configuration and status; without a configuration none of its values can be shown."""
     status: dict[str, Any] = {}
     try:
-        status = dict(json.loads((path / "status.json").read_bytes()))
+        status = dict(json.loads(run.status.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        _warn(study, path.name, "status.json", error)
+        _warn(study, run.status, error)
     recorded = status.get("state")
     # The worker's own word that it is done comes before the manager's entry, which lags when a manager dies.
     state = "done" if "done" in (recorded, queued) else str(queued or recorded or "unknown")
     try:
-        config = flatten(yaml.load((path / "config.yaml").read_bytes(), Loader))
+        config = flatten(yaml.load(run.config.read_bytes(), Loader))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        _warn(study, path.name, "config.yaml", error, "; left out")
+        _warn(study, run.config, error, "; left out")
         config = {}
-    return Job(path.name, state, config, str(status.get("error") or ""), started=True)
+    return Job(run.path.name, state, config, str(status.get("error") or ""), started=True)
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -178,13 +177,13 @@ def flatten(config: Any) -> dict[str, Any]:
 Columns = tuple[list[int], list[str], list[str], list[float]]
 
 
-def _read_metrics(study: Study, path: Path, state: str) -> Columns:
-    """Return the file's columns step, split, name, value; lines that are no row are left out and counted."""
+def _read_metrics(study: Study, run: RunDirectory, state: str) -> Columns:
+    """Return the columns step, split, name, value; lines that are no row are left out and counted."""
     try:
-        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+        lines = [line for line in run.metrics.read_bytes().split(b"\n") if line.strip()]
     except OSError as error:
         if state == "done" or not isinstance(error, FileNotFoundError):
-            _warn(study, path.parent.name, path.name, error)
+            _warn(study, run.metrics, error)
         return [], [], [], []
     try:
         # One call for the whole file: four times as fast as one for each line.
@@ -193,9 +192,9 @@ def _read_metrics(study: Study, path: Path, state: str) -> Columns:
         rows = [row for line in lines if (row := _row(line))]
         columns = _columns(rows)
         cut = len(lines) - len(rows)
-        _warn(study, path.parent.name, path.name, f"{cut} of {len(lines)} lines cut or no metric", "; left out")
+        _warn(study, run.metrics, f"{cut} of {len(lines)} lines cut or no metric", "; left out")
     if not lines and state == "done":
-        _warn(study, path.parent.name, path.name, "empty")
+        _warn(study, run.metrics, "empty")
     return columns
 
 
@@ -222,13 +221,11 @@ def _has_type(values: list[Any], kind: Any) -> bool:
 def join(tables: dict[str, Columns]) -> pd.DataFrame:
     """Stack the runs' columns into one table: id, step, split, name, value; the last row of a step counts."""
     ids = list(tables)
-    counts = [len(columns[0]) for columns in tables.values()]
+    runs = np.repeat(np.arange(len(ids)), [len(columns[0]) for columns in tables.values()])
     steps, splits, names, values = ([value for columns in tables.values() for value in columns[i]] for i in range(4))
     frame = pd.DataFrame(
         {
-            "id": pd.Categorical.from_codes(
-                np.repeat(np.arange(len(ids)), counts), categories=pd.Index(ids, dtype=str)
-            ),
+            "id": pd.Categorical.from_codes(runs, categories=pd.Index(ids, dtype=str)),
             "step": np.array(steps, dtype=np.int64),
             "split": pd.Categorical(splits),
             "name": pd.Categorical(names),
@@ -246,9 +243,9 @@ def _without_infinities(study: Study, values: pd.DataFrame) -> pd.DataFrame:
     return values[finite].reset_index(drop=True)
 
 
-def _warn(study: Study, job: str, file: str, problem: Exception | str, consequence: str = "") -> None:
+def _warn(study: Study, file: Path, problem: Exception | str, consequence: str = "") -> None:
     text = "missing" if isinstance(problem, FileNotFoundError) else _first_line(problem)
-    study.warnings.append(f"job {job}: {file}: {text}{consequence}")
+    study.warnings.append(f"job {file.parent.name}: {file.name}: {text}{consequence}")
 
 
 def _first_line(problem: Exception | str) -> str:

@@ -18,7 +18,7 @@ A list may also be given as the flags are, in one comma-separated string. Whatev
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from errors import UserError, near
@@ -66,7 +66,7 @@ class Options:
 
 
 def parse(report: Mapping[str, Any] | None, where: str = "report") -> Options:
-    """Read a `report:` section, or the flags; `where` names it in the errors.
+    """Read a `report:` section; `where` names its file in the errors.
 
     Raises:
         UserError: an unknown entry, or a value that its entry cannot hold.
@@ -75,10 +75,9 @@ def parse(report: Mapping[str, Any] | None, where: str = "report") -> Options:
         return Options()
     if not isinstance(report, Mapping):
         raise UserError(f"{where}: expected a mapping of entries such as `metrics`, not {report!r}")
-    known = [field.name for field in fields(Options)]
     for key in report:
-        if key not in known:
-            raise UserError(f"{where}: unknown entry {key!r}{near(str(key), known)}")
+        if key not in READERS:
+            raise UserError(f"{where}: unknown entry {key!r}{near(str(key), READERS)}")
     return Options(**{key: READERS[key](value, f"{where}: {key}") for key, value in report.items()})
 
 

@@ -12,7 +12,7 @@ from reporting import page, style, tables
 from reporting.aggregate import with_keys
 from reporting.analyse import GIVEN_UP, Results
 from reporting.figures import curves_figure, pivot_figure
-from reporting.layout import arrange
+from reporting.layout import Layout, arrange
 from reporting.options import Metric
 
 MANIFEST = "manifest.txt"
@@ -59,7 +59,7 @@ class Folder:
 
 def write(results: Results, path: Path, title: str, description: str) -> None:
     """Write the whole report. Raises OSError where the disk refuses."""
-    folder, keys = Folder(path), list(results.keys)
+    folder, keys, layout = Folder(path), list(results.keys), arrange(results.runs, results.keys)
     runs = tables.runs_table(results.runs, results.numbers, results.keys)
     folder.write_csv("runs.csv", runs)
     folder.write_csv("curves.csv", _with_split(results.means))
@@ -68,8 +68,7 @@ def write(results: Results, path: Path, title: str, description: str) -> None:
     folder.write_csv("seeds.csv", _with_split(per_run[[*seeds, "metric", "step", "value"]]))
     folder.write_csv("pivot.csv", tables.pivot_table(results.summary, keys))
     with mpl.rc_context(style.RC):
-        drawings = _draw(results, folder)
-    layout = arrange(results.runs, results.keys)
+        drawings = _draw(results, layout, folder)
     pivots = tables.lay_out(results.summary, keys, layout, results.published)
     if results.options.latex:
         folder.write(
@@ -90,10 +89,10 @@ def _with_split(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(split=parts[0], metric=parts[1])[[*before, "split", *table.columns[len(before) :]]]
 
 
-def _draw(results: Results, folder: Folder) -> list[page.Drawing]:
+def _draw(results: Results, layout: Layout, folder: Folder) -> list[page.Drawing]:
     """Draw each kind of figure that is asked for and has data; the pivot, the study's answer, comes first."""
-    options, layout, ylims = results.options, arrange(results.runs, results.keys), dict(results.options.ylims)
-    unfinished = int((results.runs["state"] != "done").sum() - results.runs["state"].isin(GIVEN_UP).sum())
+    options, ylims = results.options, dict(results.options.ylims)
+    unfinished = int((~results.runs["state"].isin(("done", *GIVEN_UP))).sum())
     drawings = []
 
     summary = results.summary
