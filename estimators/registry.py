@@ -16,7 +16,7 @@ A family of ids is one file, `conf/estimator/<family>.yaml`, here or in a user's
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ _NUMBERS = {
     "float": r"[0-9]{1,9}(?:\.[0-9]{1,15})?",
     "count": r"[0-9]{1,9}|0\.[0-9]{1,15}",
 }
+_KEYS = {"id": str, "target": str, "parameters": dict, "examples": list, "declares": str, "source": str, "needs": str}
 _directories = [Path(__file__).resolve().parents[1] / "conf" / "estimator"]
 
 
@@ -127,19 +128,22 @@ def parse(id: str) -> EstimatorId:
 
 
 def _read(file: Path) -> Family:
-    keys = {field.name for field in fields(Family)} - {"file"}
     try:
         content = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or content.keys() != keys:
-        raise UserError(f"{file}: expected exactly the keys {', '.join(sorted(keys))}")
+    if not isinstance(content, dict) or content.keys() != _KEYS.keys():
+        raise UserError(f"{file}: expected exactly the keys {', '.join(_KEYS)}")
+    for key, kind in _KEYS.items():
+        if not isinstance(content[key], kind):
+            raise UserError(f"{file}: {key} = {content[key]!r}, expected a {kind.__name__}")
     placeholders = _PLACEHOLDER.findall(content["id"])
     if sorted(placeholders) != sorted(content["parameters"]):
         raise UserError(f"{file}: `parameters` must give the type of each of {placeholders} in `id`, and no other")
     for name, kind in content["parameters"].items():
-        if isinstance(kind, str) and kind not in _NUMBERS:
-            raise UserError(f"{file}: parameter {name!r} has type {kind!r}{near(kind, _NUMBERS)}")
+        is_words = isinstance(kind, list) and all(isinstance(word, str) for word in kind)
+        if not is_words and kind not in list(_NUMBERS):
+            raise UserError(f"{file}: parameter {name!r} has type {kind!r}{near(str(kind), _NUMBERS)}")
     family = Family(file=file, **{**content, "examples": tuple(content["examples"])})
     for example in family.examples:
         if family.parse(example) is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.particles import Particles
 
-# exp() of less leaves what float32 holds at full speed once it is divided by K; beside exp(0) = 1 it adds nothing.
+# Beside exp(0) = 1, exp() of less adds nothing; divided by K, it would leave what float32 computes with at full speed.
 FLOOR = -70.0
 
 
@@ -49,6 +49,7 @@ class Weights(NamedTuple):
     w: exp(log_w), with exponents below FLOOR raised to it, [mc, iw, batch].
     total: sum_k w_k, [mc, 1, batch].
     w_norm: v_k = w_k / total, [mc, iw, batch].
+    relative_bound: L^a - shift, [mc, 1, batch].
     """
 
     alpha: float
@@ -57,6 +58,7 @@ class Weights(NamedTuple):
     w: Tensor
     total: Tensor
     w_norm: Tensor
+    relative_bound: Tensor
 
     @property
     def num_particles(self) -> int:
@@ -64,13 +66,8 @@ class Weights(NamedTuple):
         return self.log_w.shape[-2]
 
     @property
-    def relative_bound(self) -> Tensor:
-        """L^a - shift = (logsumexp_k (1 - a) log w_k - log K) / (1 - a) - shift, [mc, 1, batch]."""
-        return (self.total.log() - log(self.num_particles)) / (1 - self.alpha)
-
-    @property
     def bound(self) -> Tensor:
-        """L^a, [mc, batch]."""
+        """L^a = (logsumexp_k (1 - a) log w_k - log K) / (1 - a), [mc, batch]."""
         return (self.shift + self.relative_bound).squeeze(-2)
 
 
@@ -100,7 +97,8 @@ def weigh(log_w: Tensor, alpha: float) -> Weights:
     shift, log_w = relative(log_w.detach(), alpha)
     w = log_w.clamp(min=FLOOR).exp()
     total = w.sum(-2, keepdim=True)
-    return Weights(alpha, shift, log_w, w, total, w / total)
+    relative_bound = (total.log() - log(w.shape[-2])) / (1 - alpha)
+    return Weights(alpha, shift, log_w, w, total, w / total, relative_bound)
 
 
 def leave_one_out(weights: Weights) -> Tensor:
@@ -119,8 +117,8 @@ def leave_one_out(weights: Weights) -> Tensor:
 def learning_signal(weights: Weights, slope: Tensor | float, control_variate: Tensor) -> Tensor:
     """Return d_{k,l} - c_k = L^a - beta m_{k,l} v_k - c_k for a control variate in units of the shift: c_k - shift.
 
-    A control variate of -inf (all the weights that it is made of are zero) is replaced by c_k = 0, of which every
-    estimate stays as unbiased: it depends on the other particles alone.
+    Where the control variate is -inf (the weights that it is made of are zero), c_k = 0. As that happens by the other
+    particles alone, the mean of the estimate stays the same.
     """
     bound = weights.relative_bound
     centred = torch.where(control_variate > -torch.inf, bound - control_variate, bound + weights.shift)

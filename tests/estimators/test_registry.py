@@ -119,6 +119,8 @@ def test_a_user_directory_without_estimators_adds_none(user_dir: Path):
         (FAMILY.replace("needs: log q(z|x)", "want: x"), "expected exactly the keys"),
         (FAMILY.replace("share: float", "part: float"), "`parameters` must give the type of each"),
         (FAMILY.replace("share: float", "share: floot"), "'share' has type 'floot'; did you mean 'float'"),
+        (FAMILY.replace("share: float", "share: [1, 2]"), "'share' has type [1, 2]; choose from count, float, int"),
+        (FAMILY.replace("{share: float}", ""), "parameters = None, expected a dict"),
         (FAMILY.replace("[half-wake0.5]", "[half-wakes]"), "example 'half-wakes'"),
     ],
 )

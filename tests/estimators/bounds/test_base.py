@@ -232,7 +232,7 @@ def test_plain_distributions_and_looked_up_densities_agree():
             return torch.tensor([bits[i] for i in assignments.flatten()], dtype=torch.float64)
 
     class Plain(oracles.TwoBits):
-        def forward(self, x, reparam=False, **kwargs):
+        def forward(self, x, reparam=False):  # type: ignore[override]
             (c, first, second), qz = self.theta[0, 2:], Assigned(logits=self.phi.expand(len(x), -1))
             z = qz.sample()
             mean = c + z @ torch.stack([first, second]) - 0.3 * c * z.prod(-1)

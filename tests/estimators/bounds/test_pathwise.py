@@ -15,7 +15,14 @@ from estimators import get_estimator
 from models import GaussianMixture, GaussianToy, Template
 from tests import oracles
 
-X, SETTINGS = 1.3, ({}, {"alpha": 0.4}, {"beta": 0.7}, {"freebits": 0.2}, {"alpha": 0.4, "beta": 0.7, "freebits": 0.2})
+X = 1.3
+SETTINGS: tuple[dict[str, float], ...] = (
+    {},
+    {"alpha": 0.4},
+    {"beta": 0.7},
+    {"freebits": 0.2},
+    {"alpha": 0.4, "beta": 0.7, "freebits": 0.2},
+)
 NAMES = ("a", "b", "log_s", "mu")
 
 
@@ -98,7 +105,7 @@ def test_each_draw_is_the_gradient_through_the_samples(options: dict[str, float]
 def test_two_particles_are_unbiased_for_a_continuous_z(id: str):
     """Against quadrature over both particles; 40,000 draws, within 4.5 standard errors in each parameter."""
     nodes, weights = quadrature(40)
-    model, truth = Gaussian(), torch.zeros((), dtype=torch.float64)
+    model = Gaussian()
     m, s = model.a * X + model.b, model.log_s.exp()
     z = m + s * nodes
     log_w = -0.5 * (X - z) ** 2 - 0.5 * (z - model.mu) ** 2 + 0.5 * nodes**2 + s.log()
@@ -150,27 +157,35 @@ def test_a_z_without_gradient_is_refused(model: Template):
         get_estimator("pathwise-iwae", iw=2)(model, x)
 
 
-def test_a_z_without_gradient_is_refused_inside_torch_func():
-    estimator, model = get_estimator("pathwise-iwae", iw=2), Detached()
+class Loss(nn.Module):
+    def __init__(self, model: Template):
+        super().__init__()
+        self.model = model
 
-    class Loss(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
+    def forward(self, x: Tensor) -> Tensor:
+        return get_estimator("pathwise-iwae", iw=2)(self.model, x)[0]
 
-        def forward(self, x: Tensor) -> Tensor:
-            return estimator(self.model, x)[0]
 
-    parameters = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+def vectorised_gradients(model: Template) -> dict[str, Tensor]:
+    """Three replicates of the gradient of each parameter."""
+    whole = Loss(model)
 
     def loss(parameters: dict[str, Tensor], _: Tensor) -> Tensor:
-        return functional_call(Loss(), parameters, (rows(1),))
+        return functional_call(whole, parameters, (rows(1),))
 
+    parameters = {name: parameter.detach() for name, parameter in whole.named_parameters()}
+    return vmap(grad(loss), in_dims=(None, 0), randomness="different")(parameters, torch.zeros(3))
+
+
+def test_replicates_are_vectorised():
+    for gradients in vectorised_gradients(Gaussian()).values():
+        assert gradients.shape == (3, 1)
+        assert gradients.unique().numel() == 3
+
+
+def test_a_z_without_gradient_is_refused_inside_torch_func():
     with pytest.raises(ValueError, match="pathwise-iwae: needs z"):
-        vmap(grad(loss), in_dims=(None, 0), randomness="different")(parameters, torch.zeros(3))
-    model.__class__ = Gaussian
-    gradients = vmap(grad(loss), in_dims=(None, 0), randomness="different")(parameters, torch.zeros(3))
-    assert all(gradient.shape == (3, 1) and gradient.unique().numel() == 3 for gradient in gradients.values())
+        vectorised_gradients(Detached())
 
 
 def test_a_z_without_gradient_is_fine_where_none_is_asked_for():

@@ -7,6 +7,7 @@ import torch
 
 from errors import UserError
 from estimators import get_estimator, registry
+from estimators.bounds.ovis_gamma import OvisGamma
 from estimators.bounds.weights import weigh
 from tests import oracles
 from tests.oracles import Hierarchy, Settings, ThreeWay, TwoBits
@@ -25,7 +26,7 @@ def grad_bound(kind: type[oracles.EnumerableModel], settings: Settings, iw: int 
 @pytest.mark.parametrize("alpha", [0.3, 0.9])
 def test_the_renyi_control_variate_of_ovis_gamma_depends_on_the_others_alone(alpha: float):
     """Without 1 / (1 - alpha) on its log-ratio, E = (1 - a) grad L^a + (g - a) E[sum v h]."""
-    estimator = get_estimator("ovis-gamma0", iw=3, alpha=alpha)
+    estimator = OvisGamma(iw=3, alpha=alpha, gamma=0.0)
     control_variates = []
     for log_w in (-2.0, 0.5, 3.0):
         weights = weigh(torch.tensor([log_w, 0.2, -0.7], dtype=torch.float64).view(1, 3, 1), alpha)
@@ -67,7 +68,7 @@ def test_a_control_variate_at_an_effective_sample_size_of_one_is_exact():
     log_w = torch.tensor([0.0, -20.0 + math.log(2)]).view(1, 2, 1)
     weights = weigh(log_w, 0.0)
     assert weights.w_norm[0, 0, 0] == 1.0
-    control_variate = weights.shift + get_estimator("ovis-gamma0", iw=2).control_variate(weights, 1.0)
+    control_variate = weights.shift + OvisGamma(iw=2, gamma=0.0).control_variate(weights, 1.0)
     assert control_variate[0, 0, 0].item() == pytest.approx(-20.0, abs=1e-5)
 
 
