@@ -68,14 +68,13 @@ class Family:
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """What matches the whole of an id, one named group a parameter."""
-        literal_and_name = _PLACEHOLDER.split(self.id)
-        parts = [re.escape(part) for part in literal_and_name]
-        for i, name in enumerate(literal_and_name[1::2]):
-            kind = self.parameters[name]
-            parts[2 * i + 1] = (
-                f"(?P<{name}>{_NUMBERS[kind] if isinstance(kind, str) else '|'.join(map(re.escape, kind))})"
-            )
-        return re.compile("".join(parts))
+
+        def group(placeholder: re.Match[str]) -> str:
+            kind = self.parameters[placeholder[1]]
+            values = _NUMBERS[kind] if isinstance(kind, str) else "|".join(map(re.escape, kind))
+            return f"(?P<{placeholder[1]}>{values})"
+
+        return re.compile(_PLACEHOLDER.sub(group, re.escape(self.id)))
 
     def parse(self, id: str) -> EstimatorId | None:
         """Return what `id` stands for, or None where it is not of this family."""
@@ -129,7 +128,7 @@ def parse(id: str) -> EstimatorId:
 
 def _read(file: Path) -> Family:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or content.keys() != _KEYS.keys():

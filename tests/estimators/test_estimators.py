@@ -8,6 +8,7 @@ import pytest
 
 from errors import UserError
 from estimators import get_config, get_estimator, registry
+from tests.estimators.test_registry import FAMILY
 
 
 def test_a_config_builds_the_estimator():
@@ -40,16 +41,6 @@ def test_importing_the_package_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
-CONFIG = """
-id: half-wake<share>
-target: half_wake.HalfWake
-parameters: {share: float}
-examples: [half-wake0.5]
-declares: biased
-source: nobody
-needs: log q(z|x)
-"""
-
 HALF_WAKE = """
 from dataclasses import dataclass
 from estimators.bounds.base import ScoreFunction
@@ -69,14 +60,14 @@ class HalfWake(ScoreFunction):
 
 
 def test_a_users_estimator_is_one_config_and_one_file(user_dir: Path):
-    (user_dir / "conf" / "estimator" / "half-wake.yaml").write_text(CONFIG)
+    (user_dir / "conf" / "estimator" / "half-wake.yaml").write_text(FAMILY)
     (user_dir / "half_wake.py").write_text(HALF_WAKE)
     registry.add_directory(user_dir)
     assert get_estimator("half-wake0.50", iw=4).id == "half-wake0.5"
 
 
 def test_a_target_that_cannot_be_imported_is_named(user_dir: Path):
-    (user_dir / "conf" / "estimator" / "half-wake.yaml").write_text(CONFIG.replace("half_wake.", "absent."))
+    (user_dir / "conf" / "estimator" / "half-wake.yaml").write_text(FAMILY.replace("half_wake.", "absent."))
     registry.add_directory(user_dir)
     with pytest.raises(UserError, match=r"'half-wake1': target 'absent\.HalfWake' cannot be imported"):
         get_estimator("half-wake1")
