@@ -27,7 +27,7 @@ lint: .venv/installed  ## check style and types
 	$(BIN)/mypy
 
 bench: .venv/installed  ## measure speed and memory against primitives timed in the same run
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.bounds
 
 clean:  ## remove the environment and all that is generated, but runs/ and data/
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

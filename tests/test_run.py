@@ -46,6 +46,7 @@ def test_a_failure_leaves_its_traceback_and_status_1(tmp_path):
 def test_an_interrupted_job_goes_on_from_its_checkpoint(tmp_path):
     command = [sys.executable, "run.py", *TALLY, "task.nap=0.2", "steps=20", f"root={tmp_path}"]
     process = subprocess.Popen(command, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("counting"):
             break

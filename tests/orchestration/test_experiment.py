@@ -162,7 +162,7 @@ def test_load_reads_the_source_and_a_users_directory(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=re.escape("no experiment 'slow'; choose from quick")):
         load("slow")
     (tmp_path / "source" / "binary.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="binary.yaml: not YAML: expected UTF-8 text"):
+    with pytest.raises(UserError, match=r"binary\.yaml: not YAML: expected UTF-8 text"):
         load("binary")
     (tmp_path / "user" / "experiments" / "quick.yaml").write_text("description: another")
     with pytest.raises(UserError, match="'quick' exists already: rename yours"):

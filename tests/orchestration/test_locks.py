@@ -12,6 +12,7 @@ HOLD += "lock = ProcessLock(Path(sys.argv[1])); lock.acquire(); print('held', fl
 
 def start_holder(path):
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     return process
 
@@ -57,6 +58,7 @@ def test_a_forked_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path
         "print(child, flush=True); os._exit(0)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "lock")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
         finish(process)

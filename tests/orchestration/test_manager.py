@@ -46,7 +46,7 @@ class Study:
 
     @property
     def states(self):
-        return {re.search(r"seed\d+", row.id)[0]: row.state for row in self.rows}
+        return {re.findall(r"seed\d+", row.id)[0]: row.state for row in self.rows}
 
     def job(self, name):
         return self.folder.job(next(row.id for row in self.rows if f"{name}-" in row.id))

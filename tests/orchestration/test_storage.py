@@ -64,4 +64,5 @@ def test_a_buffered_storage_writes_once_and_only_what_changed(tmp_path):
         database.table("jobs").insert({"id": "c"})
         assert inner.read() == TABLES
     storage.flush()
-    assert [row["id"] for row in inner.read()["jobs"].values()] == ["a", "b", "c"]
+    tables = inner.read() or {}
+    assert [row["id"] for row in tables["jobs"].values()] == ["a", "b", "c"]

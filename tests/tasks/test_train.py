@@ -26,6 +26,10 @@ def rows(path, timed=False):
     return [row for row in found if timed or not row["name"].startswith("time/")]
 
 
+def saved(path):
+    return checkpoint.load(RunDirectory(path), torch.device("cpu")) or {}
+
+
 def train(path, *overrides, stop_at=math.inf):
     """Run the job in `path`, asking it to stop once it has done `stop_at` steps."""
     path.mkdir(exist_ok=True)
@@ -105,8 +109,8 @@ def test_a_cut_file_starts_the_job_anew(tmp_path, capsys, name, length):
 def test_evaluating_does_not_change_the_training(tmp_path):
     train(tmp_path / "often", "eval_every=3")
     train(tmp_path / "once", "eval_every=30", "analysis.num_replicates=7", "evaluation.points=3")
-    states = [checkpoint.load(RunDirectory(tmp_path / name), torch.device("cpu")) for name in ("often", "once")]
-    for a, b in zip(*(state["parts"]["model"].values() for state in states), strict=True):
+    often, once = (saved(tmp_path / name)["parts"]["model"] for name in ("often", "once"))
+    for a, b in zip(often.values(), once.values(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -122,7 +126,7 @@ def test_a_nan_fails_with_the_step_and_the_quantity_and_the_last_checkpoint_stay
     monkeypatch.setattr(GaussianMixtureData, "batch", lambda self, step, *rest: batch(self, step, *rest) / (step != 12))
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|-?inf) at step 13"):
         train(tmp_path)
-    assert checkpoint.load(RunDirectory(tmp_path), torch.device("cpu"))["step"] == 7
+    assert saved(tmp_path)["step"] == 7
 
 
 def test_a_parameter_that_overflows_is_named(tmp_path):
