@@ -78,18 +78,17 @@ def _is_plain(name: str) -> bool:
 
 
 def _read_experiment(study: Study, record: Path, file: Path | None) -> None:
-    """Take description and report from the file stored with the experiment, else from the experiments folder."""
-    if record.exists():
-        try:
-            _read_experiment_text(study, record, json.loads(record.read_bytes())["file"])
-            return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            study.warnings.append(f"{record}: cannot be read ({_first_line(error)}); using {file or 'the defaults'}")
+    """Take description and report from the experiment's file as it is now; where it is gone, from the stored copy."""
     if file is not None:
         try:
             _read_experiment_text(study, file, file.read_text())
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{file}: cannot be read: {_first_line(error)}") from None
+    elif record.exists():
+        try:
+            _read_experiment_text(study, record, json.loads(record.read_bytes())["file"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            study.warnings.append(f"{record}: cannot be read ({_first_line(error)}); using the defaults")
 
 
 def _read_experiment_text(study: Study, source: Path, text: str) -> None:

@@ -149,4 +149,5 @@ def check(config: DictConfig) -> None:
     dataset.batch(0, config.batch_size, config.seed)
     x = dataset.points("train")[:2].to(device)
     estimator(model, x)[0].backward()
+    model.diagnostics(x, dataset)
     select_parameters(model, list(config.analysis.parameters))

@@ -129,22 +129,20 @@ def test_a_queue_that_cannot_be_read_is_named(folder, content):
     assert "queue.json: cannot be read" in study.warnings[0]
 
 
-def test_reads_the_stored_experiment_file(folder):
+def test_reads_the_stored_experiment_file_where_the_file_is_gone(folder):
     write_experiment(folder, {"ema": 0.5}, "A study.")
     study = read(folder)
     assert (study.description, study.report) == ("A study.", {"ema": 0.5})
     assert study.source.endswith("experiment.json")
+    (folder / "experiment.json").write_text('{"name": "study", "fi')
+    assert "experiment.json: cannot be read" in read(folder).warnings[0]
 
 
-def test_falls_back_to_the_experiments_folder(folder, tmp_path):
+def test_an_edited_experiment_file_counts_at_once(folder, tmp_path):
+    write_experiment(folder, {"ema": 0.5}, "A study.")
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "study.yaml").write_text("description: Mine.\nreport: {ema: 0.1}\n")
     assert load("study", folder.parent, tmp_path).report == {"ema": 0.1}
-    folder.mkdir(parents=True)
-    (folder / "experiment.json").write_text('{"name": "study", "fi')
-    study = load("study", folder.parent, tmp_path)
-    assert study.report == {"ema": 0.1}
-    assert "experiment.json: cannot be read" in study.warnings[0]
 
 
 def test_an_experiment_file_that_is_no_yaml_is_refused(tmp_path):
