@@ -8,8 +8,8 @@ from models.particles import Particles
 class PathwiseIwae(BoundEstimator):
     """IWAE (Burda et al. 2016): sum_k v_k grad log w_k through z_k = g(eps_k, phi), for L^a of mc x iw particles.
 
-    Unbiased for grad L^a_{mc iw}. Needs z with a gradient in every layer. Proof: against the conjugate Gaussian model in
-    closed form, tests/estimators/bounds/test_pathwise.py.
+    Unbiased for grad L^a_{mc iw}. Needs z with a gradient in every layer. Proof: against the conjugate Gaussian model,
+    in closed form: tests/estimators/bounds/test_pathwise.py.
     """
 
     id = "pathwise-iwae"
