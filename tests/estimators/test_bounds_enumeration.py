@@ -1,7 +1,8 @@
 """Every estimator of a multi-sample bound is, exactly, what it declares.
 
 All outcomes of its particles are enumerated on models small enough; the mean of its output, weighted by their
-probabilities, equals the expectation in its row of ROWS to 1e-10. A new estimator joins with one row.
+probabilities, equals the expectation in its row of ROWS to 1e-10. A new estimator joins with one row; those of a folder
+of your own (`pytest --user_dir DIR`) that declare `unbiased` join with their examples.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from estimators import get_estimator
+from estimators import get_estimator, registry
 from tests import oracles
 from tests.oracles import MODELS, EnumerableModel, Settings, TwoBits
 
@@ -75,6 +76,11 @@ class Row(NamedTuple):
     takes_alpha: bool = True
 
 
+def users_rows() -> list[Row]:
+    users = [family for family in registry.families() if family.file.parent != registry.SOURCE]
+    return [Row(id, unbiased) for family in users if family.declares == "unbiased" for id in family.examples]
+
+
 ROWS = (
     Row("reinforce", unbiased, least_particles=1),
     Row("vimco-arithmetic", unbiased),
@@ -89,6 +95,7 @@ ROWS = (
     Row("wake-wake", wake, least_particles=1),
     Row("tvo-part2-beta1", thermodynamic(0.0, 0.1, 1.0), takes_alpha=False),
     Row("tvo-part3-beta1", thermodynamic(0.0, 0.1, 0.1**0.5, 1.0), takes_alpha=False),
+    *users_rows(),
 )
 
 SETTINGS = [Settings(alpha, beta, freebits) for alpha in (0.0, 0.5) for beta in (1.0, 0.7) for freebits in (None, 0.2)]

@@ -1,0 +1,18 @@
+"""`pytest --user_dir DIR` holds the estimators of a folder of your own to the proofs that those in place pass."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from estimators import registry
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--user_dir", type=Path, help="a folder with modules and conf/estimator of your own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if user_dir := config.getoption("user_dir"):
+        sys.path.insert(0, str(user_dir.resolve()))
+        registry.add_directory(user_dir)
