@@ -35,7 +35,8 @@ _NUMBERS = {
     "count": r"[0-9]{1,9}|0\.[0-9]{1,15}",
 }
 _KEYS = {"id": str, "target": str, "parameters": dict, "examples": list, "declares": str, "source": str, "needs": str}
-_directories = [Path(__file__).resolve().parents[1] / "conf" / "estimator"]
+SOURCE = Path(__file__).resolve().parents[1] / "conf" / "estimator"
+_directories = [SOURCE]
 
 
 class EstimatorId(NamedTuple):
