@@ -3,7 +3,7 @@
 A run is one row of the `runs` table (index: job id; columns: the flat configuration). The seeds of a cell, the runs
 that agree in all of the report's keys, are averaged: mean m, standard deviation s (n - 1), standard error s / sqrt(n)
 and the 95% interval m -+ t s / sqrt(n), t the 97.5% point of Student's distribution with n - 1 degrees of freedom. A
-single run has no interval.
+single run has no such interval; its curves have that of the measurement, where its standard error was recorded.
 """
 
 import re
@@ -18,6 +18,8 @@ from scipy.special import stdtrit
 from errors import UserError, near
 from reporting.load import GROUPS, Job
 from reporting.options import Metric, PivotMetric
+
+NORMAL = 1.959964  # the 97.5% point of the standard normal distribution
 
 # What may differ between the runs of a cell without a word: it changes no number, or it is what is averaged over.
 NEUTRAL = frozenset(
@@ -162,6 +164,24 @@ def smooth(values: pd.DataFrame, ema: float) -> pd.DataFrame:
 def curves(values: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Average over seeds at each step: one row for each cell, metric and step, with n, mean, sd, se, low, high."""
     return summarise(with_keys(values, runs, keys), [*keys, "metric", "step"])
+
+
+def with_measurement_errors(
+    means: pd.DataFrame, errors: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]
+) -> pd.DataFrame:
+    """Give the points of a single run the interval of the measurement itself, mean -+ 1.96 se.
+
+    `means` as `curves` gives; `errors` as `take` gives: the recorded standard errors, under their quantity's metric.
+    """
+    by = [*keys, "metric", "step"]
+    own = with_keys(errors, runs, keys)[[*by, "value"]].rename(columns={"value": "own"})
+    single = means["n"] == 1
+    own_se = means[single].reset_index().merge(own, on=by, how="left").set_index("index")["own"]
+    means = means.copy()
+    means.loc[single, "se"] = own_se
+    means.loc[single, "low"] = means["mean"] - NORMAL * own_se
+    means.loc[single, "high"] = means["mean"] + NORMAL * own_se
+    return means
 
 
 def reduce_runs(values: pd.DataFrame, pivot_metrics: Sequence[PivotMetric]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 from errors import UserError, near
 from reporting import aggregate
 from reporting.load import Job, Study
-from reporting.options import Options, PivotMetric
+from reporting.options import Metric, Options, PivotMetric
 from reporting.published import published
 
 # Recorded beside the quantities themselves; shown where they are asked for by name.
@@ -61,6 +61,7 @@ def analyse(study: Study, options: Options, given: Collection[str] = ()) -> Resu
 
     shown, done = runs[~runs["state"].isin(GIVEN_UP)], runs[runs["state"] == "done"]
     means = aggregate.curves(values, shown, names)
+    means = aggregate.with_measurement_errors(means, _standard_errors(recorded, _metrics(options)), shown, names)
     smoothed = aggregate.curves(aggregate.smooth(values, options.ema), shown, names) if options.ema else means
     numbers = aggregate.reduce_runs(values, options.pivot_metrics)
     summary = aggregate.pivot(numbers, done, names)
@@ -81,6 +82,12 @@ def analyse(study: Study, options: Options, given: Collection[str] = ()) -> Resu
 
 def _metrics(options: Options) -> list:
     return [*options.metrics, *options.detailed_metrics, *(metric for _, metric in options.pivot_metrics)]
+
+
+def _standard_errors(recorded: pd.DataFrame, metrics: Collection[Metric]) -> pd.DataFrame:
+    """Return the standard errors recorded beside these metrics, under the names of the metrics."""
+    errors = recorded[recorded["name"].str.endswith("_se")]
+    return aggregate.take(errors.assign(name=errors["name"].str.removesuffix("_se")), metrics)
 
 
 def _with_defaults(options: Options, recorded: pd.DataFrame) -> Options:

@@ -87,11 +87,11 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, layout: Layout) -> None:
             markeredgewidth=0.5,
             label=curve.label,
         )
-        band = rows[rows["n"] > 1]
+        band = rows[rows["low"].notna()]
         # A logarithmic axis has no place for what lies below 0: such a band ends just below the panel. The band of two
         # seeds, nine times as wide as they are apart, is fainter.
         low = band["low"].clip(lower=0.9 * ax.get_ylim()[0]) if ax.get_yscale() == "log" else band["low"]
-        alpha = 0.14 if band["n"].max() > 2 else 0.06
+        alpha = 0.06 if band["n"].max() == 2 else 0.14
         ax.fill_between(band["step"], low, band["high"], color=colour, alpha=alpha, linewidth=0)
 
 
@@ -189,7 +189,7 @@ def _fit(
 ) -> None:
     """Set the scale and the limits of the value axis, `axis` being "x" or "y"."""
     centres = np.array([*table["mean"], *others])
-    edges = table.loc[table["n"] > 1, ["low", "high"]].to_numpy().ravel()
+    edges = table[["low", "high"]].dropna().to_numpy().ravel()
     logarithmic = style.is_logarithmic(metric.name, centres)
     limits = fixed.get(metric) or style.limits(logarithmic, centres, edges, room)
     ax.set(**{f"{axis}lim": limits})

@@ -14,6 +14,7 @@ from reporting.tables import Pivot, pivot_html
 
 INTERVALS = "95% intervals (Student's t over seeds; {seeds}), cut at the panel's edge."
 BANDS = f"Lines are means over seeds, bands their {INTERVALS}"
+MEASURED = "A single run's band is the 95% interval of the measurement itself, where its error was recorded."
 BARS = f"Points are means over seeds, bars their {INTERVALS}"
 
 
@@ -54,7 +55,10 @@ def curves_caption(metrics: Sequence[Metric], table: pd.DataFrame, ema: float, u
     what = f"{', '.join(words)} against training step."
     smoothed = f"Each run smoothed by an exponential moving average of {ema:g}." if ema else ""
     partial = f"Unfinished runs included: {unfinished}." if unfinished else ""
-    return " ".join(filter(None, [what, BANDS.format(seeds=seeds(table)), smoothed, partial]))
+    measured = MEASURED if (table["low"].notna() & (table["n"] == 1)).any() else ""
+    alone = measured and table["n"].max() == 1
+    lines = "Lines are runs, one seed each." if alone else BANDS.format(seeds=seeds(table))
+    return " ".join(filter(None, [what, lines, measured, smoothed, partial]))
 
 
 def pivot_caption(metrics: Sequence[PivotMetric], table: pd.DataFrame, published: pd.DataFrame) -> str:

@@ -38,7 +38,7 @@ def build_dataset(config: DictConfig) -> Dataset:
 
 def build_model(config: DictConfig, device: torch.device) -> Template:
     """Return the model of a resolved configuration, its parameters drawn from the job's seed alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "parameters"))
         return component(config.model).to(device)
 

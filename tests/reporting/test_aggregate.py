@@ -47,6 +47,18 @@ def test_curves_are_means_over_seeds_with_students_interval():
     assert all(math.isnan(value) for value in (one.sd, one.se, one.low, one.high))
 
 
+def test_a_single_run_has_the_interval_of_its_measurement():
+    runs, _ = aggregate.tabulate([job("a", seed=1), job("b", seed=2), job("d", iw=10)], KEYS)
+    keys = list(KEYS)
+    means = aggregate.curves(aggregate.take(values({"a": [1.0], "b": [2.0], "d": [7.0, 8.0]}), [ERROR]), runs, keys)
+    errors = aggregate.take(values({"a": [0.5], "b": [0.5], "d": [0.1]}), [ERROR])
+    table = aggregate.with_measurement_errors(means, errors, runs, keys)
+    rows: dict[Any, Any] = {(row.iw, row.step): row for row in table.itertuples()}
+    assert (rows[10, 0].low, rows[10, 0].high) == pytest.approx((7 - 0.196, 7 + 0.196), rel=1e-3)
+    assert math.isnan(rows[10, 10].low)
+    pd.testing.assert_frame_equal(table[table["n"] > 1], means[means["n"] > 1])
+
+
 @pytest.mark.parametrize(
     ("aggregation", "expected"), [("min", 1), ("max", 9), ("mean", 4), ("median", 2), ("first", 9), ("last", 2)]
 )
