@@ -1,7 +1,7 @@
 """Gradient estimators by their ids. Importing this package does not import torch; building an estimator does."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from errors import UserError
 from estimators import registry
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["get_config", "get_estimator"]
 
 
-def get_config(id: str) -> tuple[type["BoundEstimator"], dict[str, registry.Value]]:
+def get_config(id: str) -> tuple[type["BoundEstimator"], dict[str, Any]]:
     """Return the class that an id stands for and the keyword arguments which make it that estimator.
 
     >>> Estimator, config = get_config("ovis-gamma1")

@@ -13,7 +13,7 @@ from tests.estimators.test_registry import FAMILY
 
 def test_a_config_builds_the_estimator():
     Estimator, config = get_config("ovis-gamma1.0")
-    estimator = Estimator(mc=2, iw=5, **config)  # type: ignore[arg-type]
+    estimator = Estimator(mc=2, iw=5, **config)
     assert config == {"gamma": 1.0}
     assert repr(estimator) == "OvisGamma(ovis-gamma1, mc=2, iw=5, alpha=0.0, beta=1.0, freebits=None)"
     assert repr(get_estimator("ovis-gamma1", mc=2, iw=5)) == repr(estimator)
