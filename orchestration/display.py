@@ -37,7 +37,7 @@ class Display:
         self._waiting = False
         self._live: Live | None = None
         if self.console.is_terminal:
-            self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
+            self._live = Live(self.render(), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
     def say(self, text: str) -> None:
@@ -76,7 +76,7 @@ class Display:
     def draw(self) -> None:
         """Show the present state on a terminal."""
         if self._live:
-            self._live.update(self._render())
+            self._live.update(self.render())
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -97,9 +97,10 @@ class Display:
         begun = sum(max(0.0, mean - (now - slot.since)) for slot in self._busy.values())
         return (self._counts["queued"] * mean + begun) / self.slots
 
-    def _render(self) -> Group:
+    def render(self) -> Group:
+        """Return what a terminal shows."""
         total = sum(self._counts.values())
-        counts = Text.assemble((self.name, "bold"), "  ")
+        counts = Text.assemble((self.name, "bold"), f"  {total:,} jobs  ")
         for state, style in STYLES.items():
             if self._counts[state]:
                 counts.append(f"{self._counts[state]} {state}  ", style)
@@ -112,7 +113,8 @@ class Display:
             steps = f"{slot.step:,}/{slot.steps:,} steps" if slot.steps else "starting"
             bar = ProgressBar(total=slot.steps or 1, completed=slot.step, width=20)
             table.add_row(Text(name, "dim"), bar, steps, _duration(now - slot.since), slot.job)
-        overall = ProgressBar(total=total or 1, completed=self._counts["done"], width=60)
+        overall = Table.grid()  # a bar alone does not end its line
+        overall.add_row(ProgressBar(total=total or 1, completed=self._counts["done"], width=60))
         return Group(counts, overall, table)
 
 
