@@ -20,7 +20,7 @@ def test_the_live_display_says_what_is_done_and_what_each_slot_does():
     display.progress(Event("progress", "cpu:1", "job-b", step=1500, steps=3000))
     display.count(Counter(done=3, running=2, failed=1, queued=4))
     lines = rendered(display)
-    assert lines[0].split() == "study 10 jobs 3 done 2 running 1 failed 4 queued".split()
+    assert lines[0].split() == ["study", "10", "jobs", "3", "done", "2", "running", "1", "failed", "4", "queued"]
     assert "cpu:0" in lines[2]
     assert "starting" in lines[2]
     assert "job-a" in lines[2]
