@@ -10,6 +10,7 @@ An estimator is not composed: `estimator=ID` sets `estimator.id`, which `estimat
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -175,24 +176,29 @@ def _hydra_composition(conf: Path, user_dir: Path | None, chosen: tuple[tuple[st
             f"model={choices['model']} names no data set: give dataset=NAME, or let the file's defaults list say "
             "`override /dataset@_global_.dataset: NAME`"
         )
-    sections = {key.partition(".")[0] for key in defaults}
-    for key, rule in DECLARED.items():
-        section = key.partition(".")[0]
-        file = f"{section}/{choices[section]}.yaml" if choices.get(section) else "config.yaml"
-        if key not in values and section in sections:
-            raise UserError(f"conf/{file}: the key {key} is missing")
-        if key in values:
-            try:
-                value = rule.check(values[key])
-            except ValueError:
-                raise UserError(f"conf/{file}: {key}={spell(values[key])}: expected {rule}") from None
-            defaults[key] = defaults[key] if _is_interpolated(defaults[key]) else value
+    for key in DECLARED:
+        if key.partition(".")[0] in composed:
+            value = _declared_value(key, values, choices)
+            if not _is_interpolated(defaults[key]):
+                defaults[key] = value
     return Composition(
         choices,
         defaults,
         rules={key: DECLARED.get(key) or Rule.of_default(value) for key, value in values.items()},
         references=sorted(key for key, value in defaults.items() if _is_interpolated(value)),
     )
+
+
+def _declared_value(key: str, values: Mapping[str, Any], choices: Mapping[str, str | None]) -> Any:
+    """Return what the files give to a declared key, in its type."""
+    section = key.partition(".")[0]
+    file = f"{section}/{choices[section]}.yaml" if choices.get(section) else "config.yaml"
+    if key not in values:
+        raise UserError(f"conf/{file}: the key {key} is missing")
+    try:
+        return DECLARED[key].check(values[key])
+    except ValueError:
+        raise UserError(f"conf/{file}: {key}={spell(values[key])}: expected {DECLARED[key]}") from None
 
 
 def _options(conf: Path, user_dir: Path | None, group: str) -> list[str]:
@@ -222,7 +228,7 @@ def _checked(key: str, value: Any, composition: Composition) -> Any:
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> str:
-    """Say what may have been meant: a key of that section, the same last part elsewhere, or a similar key."""
+    """Say what may have been meant: the same last part elsewhere, a key of that section, or a section."""
     known = list(known)
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
@@ -230,7 +236,8 @@ def _unknown_key(key: str, known: Iterable[str]) -> str:
     section, _, last = key.rpartition(".")
     namesakes = [name for name in known if name.rpartition(".")[2] == last]
     siblings = [name for name in known if name.rpartition(".")[0] == section]
-    return f"no such key{near(key, namesakes or siblings or known)}"
+    sections = [name.partition(".")[0] for name in known]
+    return f"no such key{near(key, namesakes or siblings or sections)}"
 
 
 def _resolved(values: dict[str, Any], composition: Composition) -> dict[str, Any]:
@@ -263,14 +270,14 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo `_flat`; lists are copied, so that no two jobs share one."""
+    """Undo `_flat`; what can change is copied, so that no two jobs share one."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
         *sections, last = key.split(".")
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
-        node[last] = list(value) if isinstance(value, list) else value
+        node[last] = deepcopy(value) if isinstance(value, list | dict) else value
     return tree
 
 

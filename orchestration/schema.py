@@ -4,6 +4,7 @@ A key that no class here declares, such as an option of a model, has the type of
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from types import NoneType
@@ -100,6 +101,7 @@ class Config:
     analysis: Analysis
 
 
+_LARGEST = sys.float_info.max
 _NAMES: dict[type | None, str] = {
     int: "an integer",
     float: "a number",
@@ -159,14 +161,14 @@ class Rule:
             return value
         if isinstance(value, list) and self.kind is None:
             return [self._check_item(item) for item in value]
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
             is_integer = value == int(value)
             if self.kind is str and isinstance(value, int):
                 return str(value)
             if self.kind is None:  # no type tells 1 from 1.0: one spelling of each number
                 return int(value) if is_integer else value
             if (self.kind is float or (self.kind is int and is_integer)) and value in self.range:
-                return self.kind(value)
+                return self.kind(value) + 0  # -0.0 is 0.0
         raise ValueError
 
 

@@ -43,7 +43,7 @@ def curves_figure(
     titles = list(split(table, [layout.particles]))
     chunks = [titles[start : start + MAX_COLUMNS] for start in range(0, len(titles), MAX_COLUMNS)]
     rows = [
-        (metric, scene, part, chunk)
+        (metric, scene, _on_axis(metric, part), chunk)
         for metric in metrics
         for scene, part in split(table[table["metric"] == str(metric)], layout.scenes).items()
         for chunk in chunks
@@ -88,11 +88,9 @@ def _draw_curves(ax: Axes, table: pd.DataFrame, layout: Layout) -> None:
             label=curve.label,
         )
         band = rows[rows["low"].notna()]
-        # A logarithmic axis has no place for what lies below 0: such a band ends just below the panel. The band of two
-        # seeds, nine times as wide as they are apart, is fainter.
-        low = band["low"].clip(lower=0.9 * ax.get_ylim()[0]) if ax.get_yscale() == "log" else band["low"]
+        # The band of two seeds is nine times as wide as they are apart.
         alpha = 0.06 if band["n"].max() == 2 else 0.14
-        ax.fill_between(band["step"], low, band["high"], color=colour, alpha=alpha, linewidth=0)
+        ax.fill_between(band["step"], band["low"], band["high"], color=colour, alpha=alpha, linewidth=0)
 
 
 def pivot_figure(
@@ -114,6 +112,7 @@ def pivot_figure(
     fig, axes = _grid(-(-len(parts) // columns), columns, (3.7, 3.1) if against_k else (3.6, 0.6 + 0.27 * len(labels)))
     for ax, (metric, scene, part) in zip(axes.flat, parts, strict=False):
         theirs = published[published["metric"] == str(metric)]
+        part = _on_axis(metric.metric, part, theirs["value"])
         if against_k:
             _draw_against_k(ax, part, theirs, layout)
             style.set_particles_axis(ax, sorted(table[layout.particles].astype(float).unique()))
@@ -182,6 +181,17 @@ def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, 
     """Return a figure of panels of this size, in inches, with room for a legend below."""
     fig = Figure(figsize=(max(panel[0] * columns, 4.5), panel[1] * rows + 0.8), layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def _on_axis(metric: Metric, table: pd.DataFrame, others: Any = ()) -> pd.DataFrame:
+    """Form the intervals of a logarithmic axis there, by the delta method: mean times exp(-+ half width / mean).
+
+    To first order they are the same, and they stay above zero.
+    """
+    if not style.is_logarithmic(metric.name, np.array([*table["mean"], *others])):
+        return table
+    factor = np.exp(((table["high"] - table["mean"]) / table["mean"]).clip(upper=50))
+    return table.assign(low=table["mean"] / factor, high=table["mean"] * factor)
 
 
 def _fit(

@@ -12,7 +12,10 @@ from reporting.load import Job, states
 from reporting.options import Metric, PivotMetric
 from reporting.tables import Pivot, pivot_html
 
-INTERVALS = "95% intervals (Student's t over seeds; {seeds}), cut at the panel's edge."
+INTERVALS = (
+    "95% intervals (Student's t over seeds; {seeds}), on logarithmic axes formed in logarithms, and cut at the panel's "
+    "edge."
+)
 BANDS = f"Lines are means over seeds, bands their {INTERVALS}"
 MEASURED = "A single run's band is the 95% interval of the measurement itself, where its error was recorded."
 BARS = f"Points are means over seeds, bars their {INTERVALS}"

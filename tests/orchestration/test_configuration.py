@@ -147,6 +147,7 @@ def test_values_take_the_type_of_their_key(override, value, user_dir):
         ("seed=abc", "seed=abc: expected an integer of at least 0"),
         ("seed=null", "seed=null: expected an integer"),
         ("seed=-1", "seed=-1: expected an integer of at least 0"),
+        (f"optimizer.lr=1{400 * '0'}", "expected a number above 0"),
         ("seed=true", "seed=true: expected an integer"),
         ("steps=0", "steps=0: expected an integer of at least 1"),
         ("estimator.iw=2.5", "estimator.iw=2.5: expected an integer of at least 1"),
@@ -167,6 +168,7 @@ def test_values_take_the_type_of_their_key(override, value, user_dir):
         ("iw=3", "iw=3: no such key; choose from estimator.iw, evaluation.iw"),
         ("estimatr.alpha=0", "estimatr.alpha=0: no such key; did you mean 'estimator.alpha'?"),
         ("modle=gmm", "modle=gmm: no such key; did you mean 'model'?"),
+        ("hydra.run.dir=x", "hydra.run.dir=x: no such key; choose from analysis, batch_size,"),
         ("evaluation=3", "evaluation=3: this is a section; choose from evaluation.iw, evaluation.points"),
         ("estimator.id=reinforce", "an estimator is chosen by estimator=ID"),
         ("model=min", "model=min: unknown model; did you mean 'mine'?"),
@@ -224,7 +226,7 @@ def test_mistakes_in_files_are_refused(file, text, message, tmp_path):
 @pytest.mark.parametrize(
     ("spellings"),
     [
-        (["estimator.beta=0"], ["estimator.beta=0.0"]),
+        (["estimator.beta=0"], ["estimator.beta=0.0"], ["estimator.beta=-0.0"]),
         (["estimator=ovis-gamma1.0"], ["estimator=ovis-gamma1"], []),
         (["steps=1e4"], ["steps=10_000"], ["steps=10000"], []),
         (["optimizer.lr=0.001"], ["optimizer.lr=1e-3"], ["optimizer=adam"], []),
@@ -259,13 +261,13 @@ def test_a_new_option_renames_nothing(tmp_path, monkeypatch):
     conf = shutil.copytree(configuration.CONF, tmp_path / "conf")
     for file, option in [
         (conf / "config.yaml", "log_every: 10\n"),
-        (conf / "optimizer" / "adam.yaml", "fused: true\n"),
+        (conf / "optimizer" / "adam.yaml", "amsgrad: true\n"),
     ]:
         file.write_text(file.read_text() + option)
     monkeypatch.setattr(configuration, "CONF", conf)
     after = compose(overrides)
     assert after.config["log_every"] == 10
-    assert after.config["optimizer"]["fused"] is True
+    assert after.config["optimizer"]["amsgrad"] is True
     assert after.id == before.id
     assert compose([*overrides, "log_every=20"]).id != before.id
 

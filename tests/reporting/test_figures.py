@@ -180,7 +180,7 @@ def test_the_pivot_is_drawn_against_k_with_error_bars():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("number of particles K", "gradient SNR")
     assert ax.get_title() == "mean over training, train"
     bars = [segment.tolist() for segments in error_bars(ax) for segment in segments]
-    assert sorted(bars)[0] == pytest.approx(np.array([[5, 1.6], [5, 2.4]]))
+    assert sorted(bars)[0] == pytest.approx(np.array([[5, 2 * math.exp(-0.2)], [5, 2 * math.exp(0.2)]]))
 
 
 def test_published_values_stand_beside_ours_hollow_and_dashed():
