@@ -1,4 +1,4 @@
-"""The one kind of error that a user's mistake raises, and how near names are offered."""
+"""The errors that have a meaning of their own, and how near names are offered."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +6,10 @@ from difflib import get_close_matches
 
 class UserError(Exception):
     """A mistake in what the user gave: one line that says what, where and what would be right (exit status 2)."""
+
+
+class CorruptFileError(Exception):
+    """A file whose content is not what was written to it."""
 
 
 def near(name: str, names: Iterable[str]) -> str:

@@ -10,20 +10,35 @@ Exit status: 0 all jobs are done; 1 some failed or were aborted, or the disk ref
 """
 
 import argparse
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import UserError, near
-from orchestration.command_line import DONE, FAILED, INTERRUPTED, REMAIN, Parser, fraction, guarded, positive
+from orchestration.command_line import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    REMAIN,
+    Parser,
+    existing_folder,
+    fraction,
+    guarded,
+    positive,
+)
 
 if TYPE_CHECKING:
+    from filelock import FileLock
+
     from orchestration.experiment import Experiment
     from orchestration.queue import Queue
     from orchestration.run_directory import ExperimentFolder
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line's parser."""
     p = Parser(__doc__)
     add = p.add_argument
@@ -65,7 +80,12 @@ def parser() -> argparse.ArgumentParser:
     add("--update_exp", action="store_true", help="take in a changed experiment file or other overrides")
     add("--update_lib", action="store_true", help="run jobs that have not started from the present source")
     add("--executor", default="local", metavar="NAME", help="how jobs reach processes (default: %(default)s)")
-    add("--user_dir", type=Path, metavar="DIR", help="a folder of your own with modules, conf/ and experiments/")
+    add(
+        "--user_dir",
+        type=existing_folder,
+        metavar="DIR",
+        help="your own modules, conf/ and experiments/",
+    )
     add(
         "overrides",
         nargs="*",
@@ -77,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = parser().parse_intermixed_args(argv)
+    arguments = parser().read(argv)
     return guarded(lambda: command(arguments))
 
 
@@ -95,8 +115,6 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.user_dir is None:
         record = None if arguments.rf else read_record(folder)
         arguments.user_dir = Path(record["user_dir"]) if record and record["user_dir"] else None
-    if arguments.user_dir:
-        arguments.user_dir = arguments.user_dir.resolve()
     experiment = load(arguments.exp, arguments.user_dir)
     if arguments.dry_run:
         jobs = expand(experiment, arguments.overrides)
@@ -109,7 +127,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 def status(folder: "ExperimentFolder", queue: "Queue") -> int:
     """Print the counts by state, and what failed."""
-    from orchestration.storage import CorruptFileError
+    from errors import CorruptFileError
 
     if not folder.queue.exists():
         made = [path.parent.name for path in folder.root.glob("*/queue.json")]
@@ -134,6 +152,22 @@ def ending(counts: dict[str, int]) -> int:
     return REMAIN if counts.get("queued") or counts.get("running") else DONE
 
 
+@contextmanager
+def waiting(lock: "FileLock", message: str) -> Iterator[None]:
+    """Hold a lock; say so where it takes more than a moment to get it."""
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(message, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "ExperimentFolder", queue: "Queue") -> int:
     """Bring the experiment's folder in line with what was asked, then work until nothing is left to do."""
     from filelock import FileLock
@@ -155,7 +189,8 @@ def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "Experi
         limits = f"--max_load {arguments.max_load} or --max_memory {arguments.max_memory}"
         raise UserError(f"every CUDA device is beyond {limits}; raise them, or wait")
     folder.root.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.setup_lock):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with waiting(FileLock(folder.setup_lock), "another manager is setting this experiment up: waiting for it"):
         if arguments.rf:
             remove(folder)
         folder.path.mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TextIO
 
 from errors import UserError
-from orchestration.command_line import DONE, FAILED, INTERRUPTED, Parser, guarded
+from orchestration.command_line import DONE, FAILED, INTERRUPTED, Parser, existing_folder, guarded
 
 
 class Tee(io.TextIOBase):
@@ -39,18 +39,18 @@ class Tee(io.TextIOBase):
         self.stream.flush()
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line's parser."""
     p = Parser(__doc__)
     p.add_argument("--cfg", action="store_true", help="print the resolved configuration and run nothing")
-    p.add_argument("--user_dir", type=Path, metavar="DIR", help="a folder of your own with modules and conf/")
+    p.add_argument("--user_dir", type=existing_folder, metavar="DIR", help="your own modules and conf/")
     p.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, such as model=gmm or estimator.iw=5")
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = parser().parse_intermixed_args(argv)
+    arguments = parser().read(argv)
     return guarded(lambda: command(arguments))
 
 
@@ -65,7 +65,6 @@ def command(arguments: argparse.Namespace) -> int:
     from tasks.context import Context
 
     if arguments.user_dir:
-        arguments.user_dir = arguments.user_dir.resolve()
         sys.path.insert(0, str(arguments.user_dir))
     job = compose(arguments.overrides, arguments.user_dir)
     if arguments.cfg:

@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from errors import UserError
+from errors import CorruptFileError, UserError, near
 
 DONE, FAILED, USAGE, REMAIN, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -22,9 +23,17 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Parse the arguments, flags and others in any order; an unknown flag is refused with the near ones."""
+        known, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            self.error(f"unknown argument {flag!r}{near(flag, self._option_string_actions)}")
+        return known
+
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with status 2."""
-        self.exit(USAGE, f"error: {message}; --help lists the arguments\n")
+        self.exit(USAGE, f"error: {message}\n")
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -37,6 +46,9 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except CorruptFileError as error:
+        print(f"error: {error}; the same command again repairs what can be repaired", file=sys.stderr)
+        return FAILED
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
@@ -48,6 +60,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def existing_folder(text: str) -> Path:
+    """Parse the path of a folder that exists."""
+    path = Path(text).resolve()
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder, and there is none at {path}")
+    return path
 
 
 def fraction(text: str) -> float:

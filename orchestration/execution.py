@@ -57,7 +57,7 @@ def _attempt(job: Job, context: Context) -> Outcome:
         resolve(job.config["task"]["target"])(config, context)
     except Interrupted:
         return Outcome("queued")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         traceback.print_exc()

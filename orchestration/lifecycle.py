@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from errors import CorruptFileError, UserError
 from orchestration import snapshot
 from orchestration.configuration import spell
 from orchestration.experiment import Experiment, difference, expand, parse
@@ -15,7 +15,6 @@ from orchestration.job import Job
 from orchestration.locks import holder
 from orchestration.queue import Queue, Row
 from orchestration.run_directory import ExperimentFolder
-from orchestration.storage import CorruptFileError
 
 Check = Callable[[Sequence[Sequence[str]], str], list[str]]  # overrides of jobs, snapshot -> a line for each refusal
 Record = dict[str, Any]
@@ -58,15 +57,16 @@ class Lifecycle:
         name = self._snapshot()
         self._refuse_bad(jobs, name)
         self.folder.write_record(self._record(experiment, overrides, name))
-        self.queue.add(rows(jobs, name))
+        self.queue.rebuild(rows(jobs, name))  # run directories are there where only the record was lost
         self.say(f"{self.folder.name}: {len(jobs)} jobs queued")
 
     def _open(self, record: Record) -> None:
         """Make sure that the queue can be read; a crash right after creation or a damaged file has it rebuilt."""
+        reason = f"{self.folder.queue} is missing"
         try:
-            if self.queue.rows():
+            if self.folder.queue.exists():
+                self.queue.rows()
                 return
-            reason = f"{self.folder.queue} is missing"
         except CorruptFileError as error:
             reason = str(error)
         stored = parse(record["name"], record["file"], str(self.folder.record), self.user_dir)
@@ -133,8 +133,8 @@ def remove(folder: ExperimentFolder) -> None:
 
 
 def remove_unborn(folder: ExperimentFolder) -> None:
-    """Remove the folder of an experiment whose creation was refused: nothing has run in it."""
-    if not folder.record.exists():
+    """Remove the folder of an experiment whose creation was refused, where nothing has run in it."""
+    if not folder.record.exists() and not any(folder.jobs.glob("*")):
         shutil.rmtree(folder.path, ignore_errors=True)
 
 

@@ -18,9 +18,10 @@ from filelock import FileLock
 from tinydb import TinyDB
 from tinydb.table import Table
 
+from errors import CorruptFileError
 from orchestration.locks import ProcessLock, is_free
 from orchestration.run_directory import FINAL_STATES, ExperimentFolder
-from orchestration.storage import AtomicStorage, BufferedStorage, CorruptFileError
+from orchestration.storage import AtomicStorage, BufferedStorage
 
 STATES = ("queued", "running", "done", "failed", "aborted")
 REQUEUE_LEVELS = {"aborted": 1, "failed": 2, "done": 10_000}
@@ -125,12 +126,17 @@ class Queue:
         return claimed, counts
 
     def requeue(self, level: int) -> int:
-        """Queue again what ended up to this level (1 aborted, 2 failed, 10000 done too); return how many."""
+        """Queue again what ended up to this level (1 aborted, 2 failed, 10000 done too); return how many.
+
+        Aborted and failed jobs go on from their checkpoints, done ones start anew: what they computed is removed.
+        """
         states = {state for state, least in REQUEUE_LEVELS.items() if level >= least}
 
         def visit(row: Document) -> bool:
             if row["state"] not in states:
                 return False
+            if row["state"] == "done":
+                self.folder.job(row["id"]).clear()  # its checkpoint is the end: going on from it would do nothing
             row.update(state="queued", deaths=0, checkpoint="")
             return True
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from errors import CorruptFileError
 from orchestration.locks import is_free
-from orchestration.storage import CorruptFileError, write_atomically
+from orchestration.storage import write_atomically
 
 FINAL_STATES = ("done", "failed", "aborted")
 

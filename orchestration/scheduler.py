@@ -100,14 +100,19 @@ class Scheduler:
             if event.kind == "died" and self.interrupts > 1:
                 event = event._replace(state="queued", error="")
             if event.state == "refused":
-                self.refusal = self.refusal or f"{event.id}: {event.error}"
-                self.executor.stop()
+                self._refuse(f"{event.id}: {event.error}")
                 event = event._replace(state="queued")
             if event.state in ("done", "failed"):
                 self._durations.append(duration)
             if event.state != "withdrawn":
                 self._results.append(Result(event.id, event.attempt, event.state))
             self.display.ended(event, duration)
+
+    def _refuse(self, why: str) -> None:
+        """Take note that the disk refused, and have the running jobs stop."""
+        if not self.refusal:
+            self.refusal = why
+            self.executor.stop()
 
     def _exchange(self) -> None:
         """Write back results and claim what the slots can take, in one change of the queue."""
@@ -121,7 +126,12 @@ class Scheduler:
                 wanted = min(wanted, self.allowance)
         if not self._results and (not wanted or time.monotonic() < self._next_poll):
             return
-        claimed, counts = self.queue.claim(self.manager, wanted, self._results)
+        try:
+            claimed, counts = self.queue.claim(self.manager, wanted, self._results)
+        except OSError as error:
+            # What the jobs left on the disk is collected by the next manager.
+            self._refuse(f"{error.strerror}: {error.filename or self.queue.folder.queue}")
+            claimed, counts = [], self.queue.counts()
         self._results.clear()
         if self.allowance is not None:
             self.allowance -= len(claimed)

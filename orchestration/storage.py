@@ -9,9 +9,7 @@ from typing import Any, BinaryIO
 
 from tinydb.storages import Storage
 
-
-class CorruptFileError(Exception):
-    """A file whose content is not what was written to it."""
+from errors import CorruptFileError
 
 
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

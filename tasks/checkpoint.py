@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from errors import CorruptFileError
 from orchestration.run_directory import RunDirectory
-from orchestration.storage import CorruptFileError, write_atomically
+from orchestration.storage import write_atomically
 
 
 def save(run: RunDirectory, step: int, metrics_length: int, parts: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from analysis.gradients import gradient_statistics, select_parameters
-from orchestration.storage import CorruptFileError
+from errors import CorruptFileError
 from seeding import derive_seed
 from tasks import checkpoint
 from tasks.build import build_dataset, build_estimator, build_model, build_optimizer, prepare_torch

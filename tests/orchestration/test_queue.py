@@ -1,9 +1,9 @@
 import pytest
 
+from errors import CorruptFileError
 from orchestration.locks import ProcessLock
 from orchestration.queue import Manager, Queue, Result, Row
 from orchestration.run_directory import ExperimentFolder
-from orchestration.storage import CorruptFileError
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from errors import CorruptFileError
 from orchestration.run_directory import ExperimentFolder, MetricsFile, RunDirectory
-from orchestration.storage import CorruptFileError
 
 
 def test_metrics_are_appended_and_cut_back(tmp_path):

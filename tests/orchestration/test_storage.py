@@ -4,7 +4,8 @@ import os
 import pytest
 from tinydb import TinyDB
 
-from orchestration.storage import AtomicStorage, BufferedStorage, CorruptFileError, write_atomically
+from errors import CorruptFileError
+from orchestration.storage import AtomicStorage, BufferedStorage, write_atomically
 
 TABLES = {"jobs": {"1": {"id": "a", "state": "queued"}, "2": {"id": "b", "state": "done"}}}
 
