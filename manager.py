@@ -44,54 +44,23 @@ def parser() -> Parser:
     add = p.add_argument
     add("--exp", required=True, metavar="NAME", help="an experiment: a file in experiments/ without its ending")
     add("--root", type=Path, default=Path("runs"), help="folder of all runs (default: %(default)s)")
-    add(
-        "--processes",
-        type=positive,
-        metavar="N",
-        help="jobs at once on each device (default: 1; CPU: its cores)",
-    )
+    add("--processes", type=positive, metavar="N", help="jobs at once on each device (default: 1; CPU: its cores)")
     add("--max_gpus", type=positive, metavar="N", help="use at most this many CUDA devices")
-    add(
-        "--max_load",
-        type=fraction,
-        default=0.5,
-        metavar="X",
-        help="skip busier devices (default: %(default)s)",
-    )
-    add(
-        "--max_memory",
-        type=fraction,
-        default=0.5,
-        metavar="X",
-        help="skip fuller devices (default: %(default)s)",
-    )
+    add("--max_load", type=fraction, default=0.5, metavar="X", help="skip busier devices (default: %(default)s)")
+    add("--max_memory", type=fraction, default=0.5, metavar="X", help="skip fuller devices (default: %(default)s)")
     add("--rf", action="store_true", help="remove the experiment's folder and start afresh")
     add("--resume", action="store_true", help="go on with an existing experiment (it is done anyway)")
     add("--dry_run", action="store_true", help="list the jobs and write nothing")
     add("--status", action="store_true", help="print how far the experiment is and write nothing")
     add("--max_jobs", type=positive, metavar="N", help="start at most this many jobs")
-    add(
-        "--requeue_level",
-        type=int,
-        default=0,
-        metavar="N",
-        help="queue again what was aborted (1), or failed too (2), or everything (10000)",
-    )
+    again = "queue again what was aborted (1), or failed too (2), or everything (10000)"
+    add("--requeue_level", type=int, default=0, metavar="N", help=again)
     add("--update_exp", action="store_true", help="take in a changed experiment file or other overrides")
     add("--update_lib", action="store_true", help="run jobs that have not started from the present source")
     add("--executor", default="local", metavar="NAME", help="how jobs reach processes (default: %(default)s)")
-    add(
-        "--user_dir",
-        type=existing_folder,
-        metavar="DIR",
-        help="your own modules, conf/ and experiments/",
-    )
-    add(
-        "overrides",
-        nargs="*",
-        metavar="OVERRIDE",
-        help="configuration of all jobs: steps=500 estimator.iw=5,10",
-    )
+    add("--user_dir", type=existing_folder, metavar="DIR", help="your own modules, conf/ and experiments/")
+    overrides = "configuration of all jobs: steps=500 estimator.iw=5,10"
+    add("overrides", nargs="*", metavar="OVERRIDE", help=overrides)
     return p
 
 
