@@ -2,34 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor, nn, zeros
+from torch import zeros
 from torch.distributions import Bernoulli
 
 from analysis.gradients import gradient_statistics
 from estimators import get_config, get_estimator
-from models import GaussianMixture, GaussianToy, Template
-
-
-class SimpleModel(Template):
-    prior: Tensor
-
-    def __init__(self, xdim, zdim):
-        super().__init__()
-        self.inference_network = nn.Linear(xdim, zdim)
-        self.generative_model = nn.Linear(zdim, xdim)
-        self.register_buffer("prior", zeros((1, zdim)))
-
-    def forward(self, x: Tensor, zgrads: bool = False, **kwargs):
-        qz = Bernoulli(logits=self.inference_network(x))
-        z = qz.rsample() if zgrads else qz.sample()
-        pz = Bernoulli(logits=self.prior)
-        px = Bernoulli(logits=self.generative_model(z))
-        return {"px": px, "z": [z], "qz": [qz], "pz": [pz]}
-
-    def sample_from_prior(self, bs: int, **kwargs):
-        pz = Bernoulli(logits=self.prior.expand(bs, *self.prior.shape[1:]))
-        z = pz.sample()
-        return {"px": Bernoulli(logits=self.generative_model(z)), "z": [z], "pz": [pz]}
+from models import GaussianMixture, GaussianToy
+from tests.simple_model import SimpleModel
 
 
 @pytest.fixture(autouse=True)

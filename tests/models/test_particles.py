@@ -8,32 +8,9 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
 from models import GaussianToy, Template
 from models.particles import draw_particles
+from tests.simple_model import SimpleModel
 
 MC, IW, BATCH = 2, 3, 4
-
-
-class SimpleModel(Template):
-    """The model of the published README, as its reader would write it."""
-
-    prior: torch.Tensor
-
-    def __init__(self, xdim, zdim):
-        super().__init__()
-        self.inference_network = nn.Linear(xdim, zdim)
-        self.generative_model = nn.Linear(zdim, xdim)
-        self.register_buffer("prior", torch.zeros((1, zdim)))
-
-    def forward(self, x, zgrads=False, **kwargs):
-        qz = Bernoulli(logits=self.inference_network(x))
-        z = qz.rsample() if zgrads else qz.sample()
-        pz = Bernoulli(logits=self.prior)
-        px = Bernoulli(logits=self.generative_model(z))
-        return {"px": px, "z": [z], "qz": [qz], "pz": [pz]}
-
-    def sample_from_prior(self, bs, **kwargs):
-        pz = Bernoulli(logits=self.prior.expand(bs, *self.prior.shape[1:]))
-        z = pz.sample()
-        return {"px": Bernoulli(logits=self.generative_model(z)), "z": [z], "pz": [pz]}
 
 
 class Hierarchy(nn.Module):

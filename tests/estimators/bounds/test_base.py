@@ -13,6 +13,7 @@ from estimators import get_estimator
 from models import Template
 from tests import oracles
 from tests.oracles import Hierarchy, Settings
+from tests.simple_model import SimpleModel
 
 IDS = (
     "reinforce",
@@ -24,25 +25,6 @@ IDS = (
     "wake-wake",
     "tvo-part5-beta2",
 )
-
-
-class SimpleModel(Template):
-    """As its users write it: plain distributions, one layer, nothing of sample shapes."""
-
-    prior: Tensor
-
-    def __init__(self, xdim: int, zdim: int):
-        super().__init__()
-        self.inference_network = nn.Linear(xdim, zdim)
-        self.generative_model = nn.Linear(zdim, xdim)
-        self.register_buffer("prior", torch.zeros((1, zdim)))
-
-    def forward(self, x: Tensor, zgrads: bool = False, **kwargs):
-        qz = Bernoulli(logits=self.inference_network(x))
-        z = qz.rsample() if zgrads else qz.sample()
-        pz = Bernoulli(logits=self.prior)
-        px = Bernoulli(logits=self.generative_model(z))
-        return {"px": px, "z": [z], "qz": [qz], "pz": [pz]}
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
