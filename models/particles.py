@@ -22,11 +22,11 @@ class Particles(NamedTuple):
     output: Mapping[str, Any]
 
     @property
-    def reparameterised(self) -> bool:
-        """Whether every layer of z carries a gradient (a model whose z is costly says so under `reparam`)."""
+    def with_gradient(self) -> tuple[bool, ...]:
+        """Whether each layer of z carries a gradient (a model whose z is costly says so of all under `reparam`)."""
         if "reparam" in self.output:
-            return self.output["reparam"]
-        return all(layer.requires_grad for layer in _layers(self.output["z"]))
+            return (self.output["reparam"],)
+        return tuple(layer.requires_grad for layer in _layers(self.output["z"]))
 
 
 def draw_particles(model: nn.Module, x: Tensor, mc: int, iw: int, reparam: bool = False) -> Particles:

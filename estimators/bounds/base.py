@@ -45,10 +45,10 @@ class BoundEstimator(nn.Module, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
-        if self.mc < 1:
-            raise ValueError(f"{self.id}: mc = {self.mc}, expected 1 or more copies of the estimate")
-        if self.iw < self.min_particles:
-            raise ValueError(f"{self.id}: iw = {self.iw}, expected {self.min_particles} or more particles")
+        for name, value, least in (("mc", self.mc, 1), ("iw", self.iw, self.min_particles)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                what = {"mc": "copies of the estimate", "iw": "particles"}[name]
+                raise ValueError(f"{self.id}: {name} = {value!r}, expected {least} or more {what}")
         if self.freebits is not None and not isfinite(self.freebits):
             raise ValueError(f"{self.id}: freebits = {self.freebits}, expected a finite number of nats or None")
         self.alpha = self._valid_alpha(self.alpha)
@@ -100,19 +100,24 @@ class BoundEstimator(nn.Module, ABC):
         return float(beta)
 
     def _draw(self, model: nn.Module, x: Tensor) -> Particles:
-        num_drawn = self.num_particles + self.num_extra
-        if not self.reparameterises:
-            return draw_particles(model, x, self.num_mc, num_drawn)
-        needs = (
-            f"{self.id}: needs z to carry the gradient of q's parameters, and that of {type(model).__name__} has none"
-        )
+        num_drawn, name = self.num_particles + self.num_extra, type(model).__name__
+        needs = f"{self.id}: needs z to carry the gradient of q's parameters, and that of {name} has none"
         try:
-            particles = draw_particles(model, x, self.num_mc, num_drawn, reparam=True)
+            particles = draw_particles(model, x, self.num_mc, num_drawn, reparam=self.reparameterises)
         except NotImplementedError as error:
-            raise ValueError(f"{needs} ({error})") from error
+            if not self.reparameterises:
+                raise
+            raise ValueError(f"{needs}: its distribution has no rsample()") from error
         # Where log q has no gradient either, none is asked for: no_grad, or the gradient of p's parameters alone.
-        if any(log_q.requires_grad for log_q in particles.log_qz) and not particles.reparameterised:
+        if not any(log_q.requires_grad for log_q in particles.log_qz):
+            return particles
+        if self.reparameterises and not all(particles.with_gradient):
             raise ValueError(f"{needs}; use rsample() when forward is given reparam=True")
+        if not self.reparameterises and any(particles.with_gradient):
+            raise ValueError(
+                f"{self.id}: needs z without a gradient, and that of {name} carries one, which would be added to the "
+                "score's; use sample() unless forward is given reparam=True"
+            )
         return particles
 
 

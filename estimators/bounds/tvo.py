@@ -55,7 +55,7 @@ class Tvo(BoundEstimator):
         points = self.get_buffer("points").to(log_w).view(-1, 1, 1, 1)
         t, width = points[:-1], points.diff(dim=0)
         w = (t * log_w).clamp(min=FLOOR).exp() * is_alive
-        v = w / w.sum(-2, keepdim=True)
+        v = w / w.sum(-2, keepdim=True).clamp(min=1.0)  # the largest is 1, unless all are zero
         mean = (v * log_w).sum(-2, keepdim=True)
         num_particles = self.num_particles
         covariance = num_particles / (num_particles - 1) * v * (log_w - mean)

@@ -118,11 +118,12 @@ def learning_signal(weights: Weights, slope: Tensor | float, control_variate: Te
     """Return d_{k,l} - c_k = L^a - beta m_{k,l} v_k - c_k for a control variate in units of the shift: c_k - shift.
 
     Where the control variate is -inf (the weights that it is made of are zero), c_k = 0. As that happens by the other
-    particles alone, the mean of the estimate stays the same.
+    particles alone, the mean of the estimate stays the same. Where all weights are zero, there is no bound to raise and
+    the signal is 0.
     """
     bound = weights.relative_bound
     centred = torch.where(control_variate > -torch.inf, bound - control_variate, bound + weights.shift)
-    return centred - slope * weights.w_norm
+    return (centred - slope * weights.w_norm).masked_fill(weights.shift == -torch.inf, 0.0)
 
 
 def theta_surrogate(coefficients: Tensor, log_w: Tensor) -> Tensor:

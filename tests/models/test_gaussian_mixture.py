@@ -70,7 +70,7 @@ def test_the_distributions_of_the_output_agree_with_its_densities(model, x):
     torch.testing.assert_close(output["px"].log_prob(x).squeeze(-1), output["log_px"])
     torch.testing.assert_close(pz.log_prob(z), output["log_pz"][0])
     torch.testing.assert_close(qz.log_prob(z), output["log_qz"][0])
-    assert not draw_particles(model, x, *SHAPE, reparam=True).reparameterised
+    assert draw_particles(model, x, *SHAPE, reparam=True).with_gradient == (False,)
 
 
 def test_z_is_drawn_from_q_for_every_observation(model, x):

@@ -43,6 +43,8 @@ def make(id: str, **options) -> Callable:
     [
         (make("reinforce", mc=0), "reinforce: mc = 0, expected 1 or more"),
         (make("reinforce", iw=0), "reinforce: iw = 0, expected 1 or more"),
+        (make("reinforce", iw=2.5), "reinforce: iw = 2.5, expected 1 or more"),
+        (make("reinforce", mc=True), "reinforce: mc = True, expected 1 or more"),
         (make("pathwise-iwae", iw=0), "pathwise-iwae: iw = 0, expected 1 or more"),
         (make("wake-wake", iw=-3), "wake-wake: iw = -3, expected 1 or more"),
         (make("vimco-arithmetic", iw=1), "vimco-arithmetic: iw = 1, expected 2 or more"),
@@ -193,6 +195,16 @@ class TwoNormals(Template):
         one = torch.ones(1, 2)
         pz = [Normal(z2, one), Normal(0 * one, one)]
         return {"px": Normal(self.generative_model(z1), 1.0), "z": [z1, z2], "qz": [first, second], "pz": pz}
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_score_function_refuses_a_z_that_carries_a_gradient(id: str):
+    class AlwaysReparameterised(TwoNormals):
+        def forward(self, x: Tensor, reparam: bool = False):
+            return super().forward(x, reparam=True)
+
+    with pytest.raises(ValueError, match=rf"^{id}: needs z without a gradient, and that of AlwaysReparameterised"):
+        get_estimator(id, iw=3)(AlwaysReparameterised(), torch.ones(4, 3))
 
 
 @pytest.mark.parametrize("id", [*IDS, "pathwise-iwae"])

@@ -114,6 +114,23 @@ def test_impossible_particles_leave_finite_gradients(id: str, log_w: tuple[float
     assert (given.output["theta"].grad[impossible].abs() < 1e-20).all()
 
 
+@pytest.mark.parametrize(
+    ("id", "log_w", "bound"),
+    [
+        ("ovis-S1", (-math.inf, 0.0), -math.log(2)),
+        ("ovis-S3", (-math.inf, -math.inf, 0.0, -1.0, -2.0), math.log((1 + math.exp(-1) + math.exp(-2)) / 5)),
+        *((id, (-math.inf,) * 3, -math.inf) for id in (*CONTROL_VARIATES, "reinforce", "wake-wake", "tvo-part3-beta1")),
+    ],
+)
+def test_observations_whose_particles_are_all_impossible_leave_finite_gradients(id, log_w, bound):
+    given = particles(column(*log_w))
+    actual, surrogate = get_estimator(id, iw=len(log_w)).estimate(given, 0.0, 1.0)
+    assert actual.item() == pytest.approx(bound)
+    (surrogate.detach() - surrogate).sum().backward()
+    for name in ("theta", "phi"):
+        assert given.output[name].grad.isfinite().all()
+
+
 class _LargestTensor(TorchDispatchMode):
     """Remembers the number of elements of the largest tensor that any operation returns."""
 
