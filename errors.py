@@ -1,5 +1,6 @@
 """The errors that have a meaning of their own, and how near names are offered."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -20,6 +21,8 @@ def near(name: str, names: Iterable[str]) -> str:
     """
     names = sorted(set(names))
     close = get_close_matches(name, names, n=3, cutoff=0.6)
+    if not close and len(name) > 1:
+        close = [candidate for candidate in names if name.lower() in re.split(r"[^a-z]", candidate.lower())][:6]
     if close:
         return f"; did you mean {' or '.join(repr(match) for match in close)}?"
     return f"; choose from {', '.join(names)}" if names else ""

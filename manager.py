@@ -43,7 +43,7 @@ def parser() -> Parser:
     p = Parser(__doc__)
     add = p.add_argument
     add("--exp", required=True, metavar="NAME", help="an experiment: a file in experiments/ without its ending")
-    add("--root", type=Path, default=Path("runs"), help="folder of all runs (default: %(default)s)")
+    add("--root", type=Path, default=Path("runs"), help="folder of all runs (default: ./runs)")
     add("--processes", type=positive, metavar="N", help="jobs at once on each device (default: 1; CPU: its cores)")
     add("--max_gpus", type=positive, metavar="N", help="use at most this many CUDA devices")
     add("--max_load", type=fraction, default=0.5, metavar="X", help="skip busier devices (default: %(default)s)")
@@ -185,6 +185,7 @@ def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "Experi
         manager.close()
     print(f"{folder.name}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     if scheduler.interrupts:
+        print("interrupted: the same command goes on")
         return INTERRUPTED
     if scheduler.refusal:
         print(f"error: the disk refused: {scheduler.refusal}", file=sys.stderr)

@@ -16,10 +16,13 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from errors import UserError
 from orchestration.command_line import DONE, FAILED, INTERRUPTED, Parser, existing_folder, guarded
+
+if TYPE_CHECKING:
+    from orchestration.run_directory import RunDirectory
 
 
 class Tee(io.TextIOBase):
@@ -71,15 +74,15 @@ def command(arguments: argparse.Namespace) -> int:
         print(yaml.safe_dump(job.config, sort_keys=False), end="")
         return DONE
     run = ExperimentFolder(Path(job.config["root"]).resolve(), "single").job(job.id)
+    if is_done(run):
+        print(f"done already: {run.path}")
+        return DONE
+    check(job)
     lock = ProcessLock(run.lock)
     if not lock.acquire(blocking=False):
         raise UserError(f"{run.path} is being run by {holder(run.lock)}: wait for it, or stop it")
     try:
-        status = run.read_status() or {}
-        if status.get("state") == "done":
-            print(f"done already: {run.path}")
-            return DONE
-        check(job)
+        attempt = (run.read_status() or {}).get("attempt", 0) + 1
         stop = threading.Event()
 
         def interrupted(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (signal's signature)
@@ -93,12 +96,20 @@ def command(arguments: argparse.Namespace) -> int:
         print(f"{job.id}\n{run.path}", flush=True)
         with open(run.log, "a", buffering=1) as log:
             sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
-            outcome = execute(job, Context(run, stop.is_set), status.get("attempt", 0) + 1)
+            outcome = execute(job, Context(run, stop.is_set), attempt)
             sys.stdout, sys.stderr = sys.stdout.stream, sys.stderr.stream
     finally:
         lock.release()
+    if outcome.state == "queued":
+        print("stopped at a checkpoint: the same command goes on from there")
+        return INTERRUPTED
     print(f"{outcome.state}{': ' if outcome.error else ''}{outcome.error}")
-    return {"done": DONE, "queued": INTERRUPTED}.get(outcome.state, FAILED)
+    return DONE if outcome.state == "done" else FAILED
+
+
+def is_done(run: "RunDirectory") -> bool:
+    """Say whether the job in this folder has ended well."""
+    return (run.read_status() or {}).get("state") == "done"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import socket
+import sys
 import time
 import traceback
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ class Outcome(NamedTuple):
 def execute(job: Job, context: Context, attempt: int) -> Outcome:
     """Run `job` in its run directory as `attempt`; the caller holds the job's lock.
 
-    What the task raises ends up in the status and, with its traceback, on standard error.
+    What the task raises ends up in the status and, with its traceback, in the log.
     """
     run = context.run
     status: dict[str, Any] = {
@@ -60,7 +61,9 @@ def _attempt(job: Job, context: Context) -> Outcome:
     except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
-        traceback.print_exc()
+        sys.stdout.flush()
+        with open(context.run.log, "a") as log:
+            traceback.print_exc(file=log)
         return Outcome("failed", one_line(error))
     return Outcome("done")
 

@@ -138,7 +138,8 @@ class Scheduler:
         if len(claimed) < wanted:
             self._next_poll = time.monotonic() + POLL_INTERVAL
         self._hand.extend(claimed)
-        self.display.count(counts)
+        ahead = Counter(running=-len(self._hand), queued=len(self._hand))  # claimed, but not yet in a slot
+        self.display.count(Counter({state: counts[state] + ahead[state] for state in {*counts, *ahead}}))
 
     def _ahead(self) -> int:
         short = len(self._durations) > 0 and sum(self._durations) / len(self._durations) < SHORT_JOB

@@ -108,7 +108,7 @@ def pivot_figure(
     against_k = layout.particles is not None and table[layout.particles].nunique() > 1
     all_curves = list(curves(table, layout))
     labels = [curve.label for curve in all_curves]
-    columns = min(3, len(parts))
+    columns = 2 if len(parts) == 4 else min(3, len(parts))
     fig, axes = _grid(-(-len(parts) // columns), columns, (3.7, 3.1) if against_k else (3.6, 0.6 + 0.27 * len(labels)))
     for ax, (metric, scene, part) in zip(axes.flat, parts, strict=False):
         theirs = published[published["metric"] == str(metric)]
@@ -123,7 +123,7 @@ def pivot_figure(
             ax.set_xlabel(style.axis_label(metric.metric.name))
             ax.xaxis.set_major_locator(MaxNLocator(5))
         _fit(ax, "y" if against_k else "x", metric.metric, part, ylims, theirs["value"], room=1.0)
-        ax.set_title(", ".join(filter(None, [scene, OVER_STEPS[metric.aggregation], metric.metric.split])))
+        ax.set_title(", ".join(filter(None, [scene, f"{OVER_STEPS[metric.aggregation]} ({metric.metric.split})"])))
     for ax in axes.flat[len(parts) :]:
         ax.set_axis_off()
     handles = [curve.handle() for curve in all_curves] if against_k else []

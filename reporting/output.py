@@ -71,9 +71,8 @@ def write(results: Results, path: Path, title: str, description: str) -> None:
         drawings = _draw(results, layout, folder)
     pivots = tables.lay_out(results.summary, keys, layout, results.published)
     if results.options.latex:
-        folder.write(
-            "pivot.tex", "\n".join(tables.pivot_latex(p, f"{title}: {page.describe(p.metric)}") for p in pivots)
-        )
+        captions = (f"{title}: {page.describe(pivot.metric)}. {results.options.caption}".strip() for pivot in pivots)
+        folder.write("pivot.tex", "\n".join(map(tables.pivot_latex, pivots, captions)))
     content = page.Content(
         title, description, results.options.caption, results.jobs, runs, drawings, pivots, results.warnings, folder.made
     )

@@ -57,9 +57,9 @@ METRICS = {
     "loss/L_k": MetricStyle("importance-weighted bound", "nats", "higher"),
     "loss/elbo": MetricStyle("ELBO", "nats", "higher"),
     "loss/nll": MetricStyle("negative log-likelihood of x given z", "nats", "lower"),
-    "loss/kl": MetricStyle("KL from prior to q", "nats"),
-    "loss/kl_q_p": MetricStyle("KL from posterior to q", "nats", "lower"),
-    "loss/ess": MetricStyle("effective sample size", "particles", "higher"),
+    "loss/kl": MetricStyle("KL(q | prior)", "nats"),
+    "loss/kl_q_p": MetricStyle("KL(q | posterior)", "nats", "lower"),
+    "loss/ess": MetricStyle("effective sample size", "evaluation particles", "higher"),
     "grads/snr": MetricStyle("gradient SNR", "", "higher"),
     "grads/dsnr": MetricStyle("gradient directional SNR", "", "higher"),
     "grads/variance": MetricStyle("gradient variance", "", "lower"),
@@ -143,7 +143,7 @@ def axis_label(name: str) -> str:
 def tall_label(name: str, split: str) -> str:
     """Return a metric's label in short lines, its unit and split in the last."""
     style = describe(name)
-    return f"{textwrap.fill(style.label, 26)}\n({', '.join(filter(None, [style.unit, split]))})"
+    return f"{textwrap.fill(style.label, 20, break_on_hyphens=False)}\n({', '.join(filter(None, [style.unit, split]))})"
 
 
 def is_logarithmic(name: str, values: np.ndarray, spread: float = 10.0) -> bool:

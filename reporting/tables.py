@@ -88,7 +88,8 @@ def _best(summary: pd.DataFrame, within: Sequence[str]) -> set[Any]:
         aggregation, _, name = str(rows["metric"].iloc[0]).split(":")
         better = style.describe(name).better or {"min": "lower", "max": "higher"}.get(aggregation)
         if better and len(rows) > 1:
-            found.add(rows["mean"].idxmin() if better == "lower" else rows["mean"].idxmax())
+            best = rows["mean"].min() if better == "lower" else rows["mean"].max()
+            found.update(rows.index[rows["mean"] == best])
     return found
 
 
@@ -135,8 +136,9 @@ def _cell_html(cell: Cell | None, most: int) -> str:
 
 
 def pivot_latex(pivot: Pivot, caption: str) -> str:
-    """Return a pivot as a LaTeX table (package booktabs)."""
+    """Return a pivot as a LaTeX table."""
     lines = [
+        "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{_escape(caption)}}}",

@@ -14,5 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if user_dir := config.getoption("user_dir"):
+        if not user_dir.is_dir():
+            raise pytest.UsageError(f"--user_dir: expected a folder, and there is none at {user_dir}")
         sys.path.insert(0, str(user_dir.resolve()))
         registry.add_directory(user_dir)

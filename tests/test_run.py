@@ -55,7 +55,8 @@ def test_an_interrupted_job_goes_on_from_its_checkpoint(tmp_path):
     assert f"pid {process.pid}" in second.stderr
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=30)
+    assert output.splitlines()[-1] == "stopped at a checkpoint: the same command goes on from there"
     assert process.returncode == 130
     job = only_job(tmp_path)
     done = json.loads((job / "checkpoint.pt").read_text())["step"]

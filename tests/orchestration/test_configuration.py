@@ -165,7 +165,7 @@ def test_values_take_the_type_of_their_key(override, value, user_dir):
         ("model.gated=1", "model.gated=1: expected true or false"),
         ("model.limit={a:1}", "expected a value or null"),
         ("estimator.iv=3", "estimator.iv=3: no such key; did you mean 'estimator.iw'"),
-        ("iw=3", "iw=3: no such key; choose from estimator.iw, evaluation.iw"),
+        ("iw=3", "iw=3: no such key; did you mean 'estimator.iw' or 'evaluation.iw'?"),
         ("estimatr.alpha=0", "estimatr.alpha=0: no such key; did you mean 'estimator.alpha'?"),
         ("modle=gmm", "modle=gmm: no such key; did you mean 'model'?"),
         ("hydra.run.dir=x", "hydra.run.dir=x: no such key; choose from analysis, batch_size,"),

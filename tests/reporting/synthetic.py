@@ -113,6 +113,7 @@ def gaussian_mixture(
                         (step, "test", "loss/L_k", -5.2 - 2 * fall - 0.05 * error * (1 + wiggle)),
                         (step, "train", "grads/snr", snr_now),
                         (step, "train", "grads/snr_se", 0.01 * snr_now),
+                        (step, "train", "snr/p50", 0.8 * snr_now),
                         (step, "train", "grads/variance", 1e-4 * error / snr_now),
                         (step, "train", "loss/ess", 1 + (iw - 1) * (1 - 0.6 * fall) * 0.5),
                     ]

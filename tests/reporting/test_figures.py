@@ -124,7 +124,7 @@ def test_a_grid_has_a_row_for_each_metric_and_long_rows_are_folded():
     assert [ax.get_ylabel().split("\n")[0] for ax in figure.axes] == [
         "gradient SNR",
         "",
-        "importance-weighted bound",
+        "importance-weighted",
         "",
     ]
     many = tuple(range(2, 9))
@@ -178,7 +178,7 @@ def test_the_pivot_is_drawn_against_k_with_error_bars():
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert ax.get_xticks().tolist() == [5, 20]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("number of particles K", "gradient SNR")
-    assert ax.get_title() == "mean over training, train"
+    assert ax.get_title() == "mean over training (train)"
     bars = [segment.tolist() for segments in error_bars(ax) for segment in segments]
     assert sorted(bars)[0] == pytest.approx(np.array([[5, 2 * math.exp(-0.2)], [5, 2 * math.exp(0.2)]]))
 
