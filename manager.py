@@ -10,7 +10,6 @@ Exit status: 0 all jobs are done; 1 some failed or were aborted, or the disk ref
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from orchestration.command_line import (
     INTERRUPTED,
     REMAIN,
     Parser,
+    count,
     existing_folder,
     fraction,
     guarded,
@@ -54,7 +54,7 @@ def parser() -> Parser:
     add("--status", action="store_true", help="print how far the experiment is and write nothing")
     add("--max_jobs", type=positive, metavar="N", help="start at most this many jobs")
     again = "queue again what was aborted (1), or failed too (2), or everything (10000)"
-    add("--requeue_level", type=int, default=0, metavar="N", help=again)
+    add("--requeue_level", type=count, default=0, metavar="N", help=again)
     add("--update_exp", action="store_true", help="take in a changed experiment file or other overrides")
     add("--update_lib", action="store_true", help="run jobs that have not started from the present source")
     add("--executor", default="local", metavar="NAME", help="how jobs reach processes (default: %(default)s)")
@@ -72,21 +72,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def command(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask."""
-    from orchestration.experiment import expand, load
-    from orchestration.lifecycle import read_record
+    from orchestration.experiment import expand
     from orchestration.queue import Queue
     from orchestration.run_directory import ExperimentFolder
 
+    if arguments.rf and (arguments.status or arguments.dry_run):
+        raise UserError("--rf removes the experiment, --status and --dry_run change nothing: give one of them")
     folder = ExperimentFolder(arguments.root.resolve(), arguments.exp)
     queue = Queue(folder)
     if arguments.status:
         return status(folder, queue)
-    if arguments.user_dir is None:
-        record = None if arguments.rf else read_record(folder)
-        arguments.user_dir = Path(record["user_dir"]) if record and record["user_dir"] else None
-    experiment = load(arguments.exp, arguments.user_dir)
+    experiment = find(arguments, folder)
+    jobs = expand(experiment, arguments.overrides)
     if arguments.dry_run:
-        jobs = expand(experiment, arguments.overrides)
         for job in jobs:
             print(job.id, *job.overrides)
         print(f"{len(jobs)} jobs")
@@ -94,10 +92,32 @@ def command(arguments: argparse.Namespace) -> int:
     return run(arguments, experiment, folder, queue)
 
 
+def find(arguments: argparse.Namespace, folder: "ExperimentFolder") -> "Experiment":
+    """Return the experiment's file as it is now; an experiment that exists goes on without it, from its stored copy."""
+    from orchestration.experiment import load, parse
+    from orchestration.lifecycle import read_record
+    from reporting import options
+
+    record = None if arguments.rf else read_record(folder)
+    if arguments.user_dir is None and record and record["user_dir"]:
+        arguments.user_dir = Path(record["user_dir"])
+    try:
+        experiment = load(arguments.exp, arguments.user_dir)
+        options.parse(experiment.report, f"{experiment.where}: report")
+    except UserError as error:
+        if record is None or arguments.update_exp or arguments.dry_run:
+            raise
+        print(f"{error}; going on with the copy that the experiment was created with")
+        return parse(record["name"], record["file"], str(folder.record), arguments.user_dir)
+    return experiment
+
+
 def status(folder: "ExperimentFolder", queue: "Queue") -> int:
     """Print the counts by state, and what failed."""
     from errors import CorruptFileError
 
+    if folder.record.exists() and not folder.queue.exists():
+        raise UserError(f"{folder.queue} is missing; `manager.py --exp {folder.name}` rebuilds it")
     if not folder.queue.exists():
         made = [path.parent.name for path in folder.root.glob("*/queue.json")]
         raise UserError(f"no experiment {folder.name!r} in {folder.root}{near(folder.name, made)}")
@@ -145,7 +165,7 @@ def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "Experi
     from orchestration.display import Display
     from orchestration.execution import resolve
     from orchestration.executors import names
-    from orchestration.lifecycle import Lifecycle, remove, remove_unborn
+    from orchestration.lifecycle import Lifecycle, afresh
     from orchestration.queue import Manager
     from orchestration.scheduler import Scheduler
 
@@ -158,11 +178,8 @@ def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "Experi
         limits = f"--max_load {arguments.max_load} or --max_memory {arguments.max_memory}"
         raise UserError(f"every CUDA device is beyond {limits}; raise them, or wait")
     folder.root.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with waiting(FileLock(folder.setup_lock), "another manager is setting this experiment up: waiting for it"):
-        if arguments.rf:
-            remove(folder)
-        folder.path.mkdir(exist_ok=True)
+    setup_lock = waiting(FileLock(folder.setup_lock), "another manager is setting this experiment up: waiting for it")
+    with setup_lock, afresh(folder, remove=arguments.rf):
         manager = Manager(folder)
         executor = resolve(f"orchestration.executors.{arguments.executor}.Executor")(folder, manager.name, slots)
         try:
@@ -173,7 +190,6 @@ def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "Experi
         except BaseException:
             executor.kill()
             manager.close()
-            remove_unborn(folder)
             raise
     display = Display(folder.name, len(slots))
     scheduler = Scheduler(queue, manager, executor, display, len(slots), arguments.max_jobs)

@@ -1,6 +1,7 @@
 """What the command-line programs share: exit statuses, one-line errors, kinds of arguments."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 def guarded(command: Callable[[], int]) -> int:
     """Return the command's exit status; a user's mistake, an interrupt or a disk that refuses is one line."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return command()
     except UserError as error:
@@ -55,11 +57,16 @@ def guarded(command: Callable[[], int]) -> int:
         return FAILED
 
 
+def count(text: str, least: int = 0) -> int:
+    """Parse a whole number of at least `least`, and below a million."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 7 and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} to 999999, not {text!r}")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """Parse a whole number of at least one."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(text)
+    return count(text, least=1)
 
 
 def existing_folder(text: str) -> Path:

@@ -1,8 +1,10 @@
 """How an experiment comes to be in its folder, and how a changed file or source is taken in."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ class Lifecycle:
             self._create(experiment, overrides)
             return
         self._open(record)
+        if not update_lib:
+            self._require_snapshots()
         if update_exp:
             record = self._update_experiment(record, experiment, overrides or record["overrides"])
         elif overrides and overrides != record["overrides"]:
@@ -57,8 +61,10 @@ class Lifecycle:
         name = self._snapshot()
         self._refuse_bad(jobs, name)
         self.folder.write_record(self._record(experiment, overrides, name))
-        self.queue.rebuild(rows(jobs, name))  # run directories are there where only the record was lost
-        self.say(f"{self.folder.name}: {len(jobs)} jobs queued")
+        # A queue and run directories are there where only the record was lost.
+        self.queue.rebuild(rows(jobs, name))
+        self.queue.add(rows(jobs, name))
+        self.say(f"{self.folder.name}: {self.queue.counts()['queued']} of {len(jobs)} jobs queued")
 
     def _open(self, record: Record) -> None:
         """Make sure that the queue can be read; a crash right after creation or a damaged file has it rebuilt."""
@@ -74,6 +80,15 @@ class Lifecycle:
         aside = self.queue.rebuild(rows(jobs, record["snapshot"]))
         kept = f" (the damaged file is kept as {aside.name})" if aside else ""
         self.say(f"{reason}: rebuilt from the experiment's grid and its run directories{kept}")
+
+    def _require_snapshots(self) -> None:
+        """Refuse to go on from a copy of the source that is missing or not what it was."""
+        for name in {row.snapshot for row in self.queue.rows() if row.state in ("queued", "running")}:
+            if not snapshot.is_whole(self.folder.snapshot(name)) and self._snapshot() != name:
+                raise UserError(
+                    f"{self.folder.snapshot(name)} is missing or damaged, and the source has changed since: "
+                    "--update_lib lets the jobs that have not started run from the present source"
+                )
 
     def _update_experiment(self, record: Record, experiment: Experiment, overrides: list[str]) -> Record:
         jobs = expand(experiment, overrides)
@@ -123,19 +138,33 @@ def read_record(folder: ExperimentFolder) -> Record | None:
         raise UserError(f"{error}: restore it, or start afresh with --rf") from error
 
 
-def remove(folder: ExperimentFolder) -> None:
-    """Remove the experiment; refused while any of its processes is alive."""
-    for lock in folder.living():
-        what = "a manager" if lock.parent == folder.managers else f"job {lock.parent.name}"
-        raise UserError(f"--rf: {what} of {folder.name!r} is running ({holder(lock)}); stop it first")
-    if folder.path.exists():
-        folder.remove()
+@contextmanager
+def afresh(folder: ExperimentFolder, remove: bool) -> Iterator[None]:
+    """Make the experiment's folder, in the place of an earlier one where that is to be removed.
 
-
-def remove_unborn(folder: ExperimentFolder) -> None:
-    """Remove the folder of an experiment whose creation was refused, where nothing has run in it."""
-    if not folder.record.exists() and not any(folder.jobs.glob("*")):
-        shutil.rmtree(folder.path, ignore_errors=True)
+    What was there is removed when all has gone well; otherwise it is put back, and a folder made here vanishes. Raises
+    UserError while any process of the experiment is alive, and for a folder that holds no experiment.
+    """
+    aside = None
+    existed = folder.path.exists()
+    if remove and existed:
+        if not any(path.exists() for path in (folder.record, folder.queue, folder.snapshots)):
+            raise UserError(f"--rf: {folder.path} is not the folder of an experiment: remove it by hand")
+        for lock in folder.living():
+            what = "a manager" if lock.parent == folder.managers else f"job {lock.parent.name}"
+            raise UserError(f"--rf: {what} of {folder.name!r} is running ({holder(lock)}); stop it first")
+        aside = folder.set_aside()
+    folder.path.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if aside or not existed:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        if aside:
+            os.replace(aside, folder.path)
+        raise
+    if aside:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def rows(jobs: Sequence[Job], name: str) -> list[Row]:
@@ -148,10 +177,10 @@ def rows(jobs: Sequence[Job], name: str) -> list[Row]:
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:
     """Return one job for each way of building a model, a data set, an estimator and an optimizer."""
-    groups = ("task", "model", "dataset", "estimator", "optimizer", "analysis", "evaluation")
+    keys = ("task", "model", "dataset", "estimator", "optimizer", "analysis", "evaluation", "batch_size", "device")
     found: dict[str, Job] = {}
     for job in jobs:
-        key = json.dumps([job.config.get(group) for group in groups], sort_keys=True)
+        key = json.dumps([job.config.get(name) for name in keys], sort_keys=True)
         found.setdefault(key, job)
     return list(found.values())
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 from tinydb import TinyDB
+from tinydb.storages import Storage
 from tinydb.table import Table
 
 from errors import CorruptFileError
@@ -55,6 +56,9 @@ class Manager:
     """This process as a claimant of jobs: a name of its own, and a lock that it holds for life."""
 
     def __init__(self, folder: ExperimentFolder):
+        for lock in folder.managers.glob("*.lock"):
+            if is_free(lock):
+                lock.unlink(missing_ok=True)  # its manager was killed; no other will ever have that name
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock = ProcessLock(folder.manager_lock(self.name))
         self._lock.acquire()
@@ -73,9 +77,8 @@ class Queue:
         self._storage = AtomicStorage(folder.queue)
 
     def rows(self) -> list[Row]:
-        """Return every job in the order of the grid. Raises CorruptFileError."""
-        tables = self._storage.read() or {}
-        return [Row(**row) for row in tables.get("jobs", {}).values()]
+        """Return every job in the order of the grid. Raises CorruptFileError where the file is damaged or missing."""
+        return [Row(**row) for row in self._read(self._storage)["jobs"].values()]
 
     def counts(self) -> Counter[str]:
         """Return how many jobs are in each state."""
@@ -83,7 +86,7 @@ class Queue:
 
     def add(self, rows: Iterable[Row]) -> int:
         """Append the jobs whose id is not there yet; return how many were new."""
-        with self._change() as (table, _):
+        with self._locked(), self._change() as (table, _):
             known = {row["id"] for row in table.all()}
             new = [row._asdict() for row in rows if row.id not in known]
             table.insert_multiple(new)
@@ -92,7 +95,7 @@ class Queue:
     def withdraw(self, ids: Iterable[str]) -> list[str]:
         """Remove those of these jobs that are queued; return the ids removed."""
         wanted = set(ids)
-        with self._change() as (table, _):
+        with self._locked(), self._change() as (table, _):
             found = [row for row in table.all() if row["id"] in wanted and row["state"] == "queued"]
             table.remove(doc_ids=[row.doc_id for row in found])
         return [row["id"] for row in found]
@@ -132,15 +135,21 @@ class Queue:
         """
         states = {state for state, least in REQUEUE_LEVELS.items() if level >= least}
 
+        done = []
+
         def visit(row: Document) -> bool:
             if row["state"] not in states:
                 return False
             if row["state"] == "done":
-                self.folder.job(row["id"]).clear()  # its checkpoint is the end: going on from it would do nothing
+                done.append(row["id"])
             row.update(state="queued", deaths=0, checkpoint="")
             return True
 
-        return self._update(visit)
+        with self._locked():
+            count = self._update_locked(visit)
+            for identity in done:
+                self.folder.job(identity).forget()  # its checkpoint is the end: going on from it would do nothing
+        return count
 
     def renew_snapshot(self, snapshot: str) -> int:
         """Give every job that has not started this snapshot of the source; return how many."""
@@ -214,6 +223,10 @@ class Queue:
 
     def _update(self, visit: Callable[[Document], bool]) -> int:
         """Show each row to `visit`, which may change it in place and says whether it did; return how many it did."""
+        with self._locked():
+            return self._update_locked(visit)
+
+    def _update_locked(self, visit: Callable[[Document], bool]) -> int:
         changed: list[bool] = []
         with self._change() as (table, storage):
             table.update(lambda row: changed.append(visit(row)))
@@ -223,12 +236,18 @@ class Queue:
 
     @contextmanager
     def _change(self) -> Iterator[tuple[Table, BufferedStorage]]:
-        """The table of jobs under the lock, and its storage: what is changed is written at the end, all or nothing."""
-        with self._locked():
-            storage = BufferedStorage(self._storage)
-            with TinyDB(storage=lambda: storage) as database:
-                yield database.table("jobs", cache_size=0), storage
-            storage.flush()
+        """The table of jobs and its storage, for who holds the lock; changes are written at the end, all or none."""
+        storage = BufferedStorage(self._storage)
+        self._read(storage)
+        with TinyDB(storage=lambda: storage) as database:
+            yield database.table("jobs", cache_size=0), storage
+        storage.flush()
+
+    def _read(self, storage: Storage) -> dict[str, Any]:
+        tables = storage.read()
+        if tables is None:
+            raise CorruptFileError(f"{self.folder.queue} is missing")
+        return tables
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

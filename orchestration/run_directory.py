@@ -14,6 +14,7 @@ from orchestration.locks import is_free
 from orchestration.storage import write_atomically
 
 FINAL_STATES = ("done", "failed", "aborted")
+RECORD_KEYS = ("name", "file", "overrides", "snapshot", "user_dir")
 
 
 class RunDirectory:
@@ -38,9 +39,11 @@ class RunDirectory:
         """Return the job's status, None where it has none that can be read."""
         try:
             status = json.loads(self.status.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
-        return status if isinstance(status, dict) else None
+        if not isinstance(status, dict) or not isinstance(status.get("state"), str):
+            return None
+        return status if type(status.get("attempt")) is int else None
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         """Replace the job's status: state, attempt, host, pid, started, ended, error."""
@@ -60,6 +63,11 @@ class RunDirectory:
             path.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.samples):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Remove the status and all that was computed: the job is as if it had never run."""
+        self.status.unlink(missing_ok=True)
+        self.clear()
 
 
 class MetricsFile:
@@ -133,14 +141,17 @@ class ExperimentFolder:
         Raises CorruptFileError where the record cannot be read.
         """
         try:
-            return json.loads(self.record.read_bytes())
+            record = json.loads(self.record.read_bytes())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptFileError(f"{self.record} is cut or damaged") from error
+        if not isinstance(record, dict) or not record.keys() >= set(RECORD_KEYS):
+            raise CorruptFileError(f"{self.record} is damaged: it lacks some of {', '.join(RECORD_KEYS)}")
+        return record
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Replace the record: name, file (the experiment's YAML text), overrides, snapshot, user_dir, data_root."""
+        """Replace the record: name, file (the experiment's YAML text), overrides, snapshot, user_dir."""
         write_atomically(self.record, json.dumps(record, indent=1).encode() + b"\n")
 
     def living(self) -> Iterator[Path]:
@@ -149,8 +160,8 @@ class ExperimentFolder:
             if not is_free(lock):
                 yield lock
 
-    def remove(self) -> None:
-        """Remove the folder; a crash on the way leaves no half experiment under its name."""
+    def set_aside(self) -> Path:
+        """Move the folder out of the way, under a hidden name; return where to."""
         aside = self.path.with_name(f".{self.name}.removed-{os.getpid()}")
         os.replace(self.path, aside)
-        shutil.rmtree(aside)
+        return aside

@@ -43,16 +43,24 @@ class Scheduler:
     def run(self) -> Counter[str]:
         """Return how many jobs were in each state at the end."""
         with self._signals():
-            while not self._finished():
-                self._obey()
-                self._hand_out()
-                for event in self.executor.events(EVENT_TIMEOUT if self._running else 0.0):
-                    self._take(event)
-                self._hand_out()
-                self._exchange()
-                self.display.draw()
-        self.executor.close()
+            try:
+                while not self._finished():
+                    self._work()
+            except BaseException:
+                self.executor.stop()
+                raise
+            finally:
+                self.executor.close()
         return self.queue.counts()
+
+    def _work(self) -> None:
+        self._obey()
+        self._hand_out()
+        for event in self.executor.events(EVENT_TIMEOUT if self._running else 0.0):
+            self._take(event)
+        self._hand_out()
+        self._exchange()
+        self.display.draw()
 
     def _obey(self) -> None:
         """Pass an interrupt on to the workers: the signal's handler itself only counts."""

@@ -63,7 +63,7 @@ class AtomicStorage(Storage):
         try:
             tables = json.loads(content)
             checksum = tables.pop("integrity")["1"]["crc32"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptFileError(f"{self.path} is cut or damaged") from error
         if checksum != zlib.crc32(body) or head != _head(checksum):
             raise CorruptFileError(f"{self.path} is damaged: its checksum does not fit")

@@ -1,7 +1,8 @@
 """Everything that a job needs to go on as if it had never stopped, in one file written atomically."""
 
-import pickle
 import random
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,16 @@ def load(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:
     if not run.checkpoint.exists():
         return None
     try:
-        return torch.load(run.checkpoint, map_location=device, weights_only=False)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        # The zip archive that torch.save writes has a CRC-32 of each of its files, which torch.load does not verify.
+        with zipfile.ZipFile(run.checkpoint) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(run.checkpoint, map_location=device, weights_only=False)
+    except torch.OutOfMemoryError:
+        raise
+    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, zlib.error) as error:
         raise CorruptFileError(f"{run.checkpoint} is cut or damaged") from error
+    raise CorruptFileError(f"{run.checkpoint} is damaged in {damaged}")
 
 
 def restore(state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:

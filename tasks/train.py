@@ -104,7 +104,10 @@ class Training:
             x = self.dataset.points(split)[: config.evaluation.points].to(self.device)
             values = evaluate_bound(self.model, x, config.evaluation.iw, derive_seed(self.seed, split, self.step))
             values |= {name: value.item() for name, value in self.model.diagnostics(x, self.dataset).items()}
-            self.recorder.record(self.step, split, values)
+            for name, value in values.items():
+                if math.isnan(value) or (name == "loss/L_k" and math.isinf(value)):
+                    raise FloatingPointError(f"{split} {name} is {value} at step {self.step}")
+            self._record(split, values)
             said += f"  {split} loss/L_k {values['loss/L_k']:.4f}"
         statistics = gradient_statistics(
             self.estimator,
@@ -114,12 +117,20 @@ class Training:
             parameters=list(config.analysis.parameters),
             seed=derive_seed(self.seed, "gradients", self.step),
             block_size=config.analysis.block_size,
-        ).summary()
-        self.recorder.record(self.step, "train", statistics)
-        print(f"{said}  grads/snr {statistics['grads/snr']:.4g}", flush=True)
+        )
+        if not statistics.variance.isfinite().all():
+            raise FloatingPointError(f"the gradient's variance is not finite at step {self.step}")
+        summary = statistics.summary()
+        self._record("train", summary)
+        print(f"{said}  grads/snr {summary['grads/snr']:.4g}", flush=True)
         if steps:
-            self.recorder.record(self.step, "train", {"time/step_ms": 1e3 * seconds / steps})
+            self._record("train", {"time/step_ms": 1e3 * seconds / steps})
         self._clock = time.perf_counter(), self.step
+
+    def _record(self, split: str, values: Mapping[str, float]) -> None:
+        """Record what has a finite value: the SNR where nothing varies has none, and no row."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.recorder.record(self.step, split, finite)
 
     def _save(self) -> None:
         self._require_finite()

@@ -118,7 +118,7 @@ class Executor:
     def _start(self, slot: Slot, snapshot: str) -> Worker:
         source = self.folder.snapshot(snapshot)
         command = [sys.executable, "-m", "orchestration.worker", "--root", str(self.folder.root)]
-        command += ["--experiment", self.folder.name, "--manager", self.manager]
+        command += [f"--experiment={self.folder.name}", f"--manager={self.manager}"]
         if (source / "user_dir").exists():
             command += ["--user_dir", str(source / "user_dir")]
         # Idle BLAS threads spin beside torch's; a session of its own keeps the terminal's Ctrl-C with the manager.
@@ -164,6 +164,7 @@ class Executor:
     def _bury(self, worker: Worker) -> list[Event]:
         code = worker.process.returncode
         why = f"its worker was killed by signal {-code}" if code < 0 else f"its worker ended with status {code}"
+        why += f" ({last_line(self.folder.worker_log)})" if code > 0 else ""
         self._forget(worker)
         row = worker.job
         return [Event("died", worker.slot.name, row.id if row else "", row.attempt if row else 0, "died", why)]

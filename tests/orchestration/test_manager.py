@@ -246,6 +246,80 @@ def test_starting_afresh_is_refused_while_a_job_runs(study):
     assert {row.attempt for row in study.rows} == {1}
 
 
+@pytest.mark.parametrize("mistake", ["foo=1", "task.nap=-1"])
+def test_a_mistake_beside_rf_removes_nothing(study, mistake):
+    assert study.run().returncode == 0
+    assert study.run("--rf", mistake).returncode == 2
+    study.assert_all_done_once()
+    assert [path.name for path in study.folder.root.iterdir() if "removed" in path.name] == []
+
+
+@pytest.mark.parametrize("arguments", [["task.nap=-1"], ["--rf"]])
+def test_a_folder_that_is_no_experiment_is_left_alone(study, arguments):
+    study.folder.path.mkdir(parents=True)
+    (study.folder.path / "thesis.tex").touch()
+    assert study.run(*arguments).returncode == 2
+    assert (study.folder.path / "thesis.tex").exists()
+
+
+def test_a_lost_record_loses_no_run(study):
+    assert study.run("seed=1,2,3").returncode == 0
+    study.folder.record.unlink()
+    result = study.run()
+    assert result.returncode == 0
+    assert "tally: 3 of 6 jobs queued" in result.stdout
+    study.assert_all_done_once()
+    assert {row.attempt for row in study.rows} == {1}
+
+
+def test_a_queue_deleted_under_a_manager_ends_it_with_an_error_and_is_rebuilt(study):
+    manager = study.start("task.nap=0.2", "steps=10")
+    study.wait_for(lambda: len(study.running()) == 2)
+    study.folder.queue.unlink()
+    output, _ = manager.communicate(timeout=60)
+    assert manager.returncode == 1
+    assert "queue.json is missing" in output
+    assert "Traceback" not in output
+    status = study.run("--status")
+    assert status.returncode == 2
+    assert "rebuilds it" in status.stderr
+    assert study.run().returncode == 0
+    study.assert_all_done_once(steps=10)
+
+
+def test_a_missing_snapshot_is_taken_again_or_asked_for(study):
+    assert study.run("--max_jobs", "2").returncode == 3
+    for snapshot in study.folder.snapshots.iterdir():
+        shutil.rmtree(snapshot)
+    assert study.run("--max_jobs", "2").returncode == 3
+    for snapshot in study.folder.snapshots.iterdir():
+        (snapshot / "orchestration" / "worker.py").unlink()
+    (study.user_dir / "tally.py").write_text((study.user_dir / "tally.py").read_text() + "\n")
+    refused = study.run()
+    assert refused.returncode == 2
+    assert "--update_lib" in refused.stderr
+    assert study.run("--update_lib").returncode == 0
+    study.assert_all_done_once()
+
+
+def test_an_experiment_goes_on_without_its_file(study):
+    assert study.run("--max_jobs", "2").returncode == 3
+    (study.user_dir / "experiments" / "tally.yaml").unlink()
+    result = study.run()
+    assert result.returncode == 0
+    assert "going on with the copy" in result.stdout
+    study.assert_all_done_once()
+
+
+def test_a_wrong_report_section_is_refused_before_any_job_runs(study):
+    file = study.user_dir / "experiments" / "tally.yaml"
+    file.write_text(file.read_text().replace("metrics:", "metricz:"))
+    result = study.run()
+    assert result.returncode == 2
+    assert "'metrics'" in result.stderr
+    assert not study.folder.root.exists()
+
+
 def test_a_damaged_queue_is_said_and_rebuilt(study):
     assert study.run("--max_jobs", "4").returncode == 3
     study.folder.queue.write_bytes(study.folder.queue.read_bytes()[:100])
@@ -280,10 +354,14 @@ def test_a_dry_run_lists_the_jobs_and_writes_nothing(study):
         (["--exp", "quickstrat"], "quickstart"),
         (["--exp", "tally", "seed=x"], "seed=x"),
         (["--exp", "tally", "stepz=3"], "steps"),
-        (["--exp", "tally", "--processes", "0"], "at least 1"),
+        (["--exp", "tally", "--processes", "0"], "from 1 to"),
         (["--exp", "tally", "--max_load", "2"], "between 0 and 1"),
         (["--exp", "tally", "--executor", "locl"], "local"),
         (["--exp", "tally", "--proceses", "2"], "--proceses"),
+        (["--exp", "tally", "--processes", "9" * 30], "999999"),
+        (["--exp", "tally", "--requeue_level", "-3"], "--requeue_level"),
+        (["--exp", "tally", "--status", "--rf"], "--rf"),
+        (["--exp", "tally", "--user_dir", "nowhere"], "nowhere"),
         ([], "--exp"),
     ],
 )

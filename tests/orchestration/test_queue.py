@@ -16,6 +16,7 @@ def folder(tmp_path):
 @pytest.fixture
 def queue(folder):
     queue = Queue(folder)
+    queue.rebuild([])
     queue.add(Row(name, [f"seed={number}"], snapshot="s1") for number, name in enumerate("abc"))
     return queue
 
@@ -111,8 +112,45 @@ def test_requeue_levels(folder, queue):
     assert queue.requeue(1) == 1
     assert states(queue) == {"a": "queued", "b": "failed", "c": "done"}
     assert queue.requeue(2) == 1
+    leave_status(folder, "c", state="done", attempt=1)
+    folder.job("c").checkpoint.touch()
     assert queue.requeue(10_000) == 1
     assert set(states(queue).values()) == {"queued"}
+    assert list(folder.job("c").path.iterdir()) == []
+
+
+def test_results_stay_where_queueing_them_again_is_refused(folder, queue, monkeypatch):
+    manager = Manager(folder)
+    queue.claim(manager, 1)
+    queue.claim(manager, 0, [Result("a", 1, "done")])
+    leave_status(folder, "a", state="done", attempt=1)
+    folder.job("a").metrics.touch()
+
+    def refuse(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match="No space"):
+        queue.requeue(10_000)
+    assert folder.job("a").metrics.exists()
+    assert folder.job("a").read_status()["state"] == "done"
+    assert states(queue)["a"] == "done"
+
+
+def test_a_missing_queue_is_no_empty_queue(folder, queue):
+    manager = Manager(folder)
+    folder.queue.unlink()
+    for use in (queue.rows, queue.counts, lambda: queue.claim(manager, 1), lambda: queue.add([Row("z", [])])):
+        with pytest.raises(CorruptFileError, match=r"queue\.json is missing"):
+            use()
+    assert not folder.queue.exists()
+
+
+def test_the_locks_of_killed_managers_are_cleared_away(folder):
+    (folder.managers).mkdir()
+    (folder.managers / "killed.lock").touch()
+    alive = Manager(folder)
+    assert [lock.stem for lock in folder.managers.iterdir()] == [alive.name]
 
 
 def test_withdraw_and_renew_touch_only_queued_jobs(folder, queue):

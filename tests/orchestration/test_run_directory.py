@@ -32,7 +32,11 @@ def test_metrics_shorter_than_promised_are_refused(tmp_path):
     metrics.close()
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]", '{"state": "do'])
+BAD_STATUS = [None, "", "{", "[1]", '{"state": "do', '{"state": "done"}', '{"state": 1, "attempt": 1}', "[" * 100_000]
+BAD_STATUS += [f'{{"state": "running", "attempt": {attempt}}}' for attempt in ("null", '"abc"', "true", "1.5")]
+
+
+@pytest.mark.parametrize("content", BAD_STATUS, ids=range(len(BAD_STATUS)))
 def test_a_status_that_cannot_be_read_is_none(tmp_path, content):
     run = RunDirectory(tmp_path)
     if content is not None:
@@ -54,16 +58,20 @@ def test_the_record_of_an_experiment(tmp_path):
     folder = ExperimentFolder(tmp_path, "study")
     assert folder.read_record() is None
     folder.path.mkdir()
-    folder.write_record({"name": "study", "overrides": []})
-    assert folder.read_record() == {"name": "study", "overrides": []}
-    folder.record.write_text("{")
-    with pytest.raises(CorruptFileError, match=r"experiment\.json"):
-        folder.read_record()
+    record: dict = {"name": "study", "file": "grid: {seed: 1}", "overrides": [], "snapshot": "s1", "user_dir": None}
+    folder.write_record(record)
+    assert folder.read_record() == record
+    for damaged in ("{", "null", "[]", "{}", '{"name": "study"}', "[" * 100_000):
+        folder.record.write_text(damaged)
+        with pytest.raises(CorruptFileError, match=r"experiment\.json"):
+            folder.read_record()
 
 
-def test_removing_an_experiment_leaves_only_its_locks(tmp_path):
+def test_an_experiment_set_aside_keeps_its_files_under_a_hidden_name(tmp_path):
     folder = ExperimentFolder(tmp_path, "study")
     folder.jobs.mkdir(parents=True)
     folder.queue_lock.touch()
-    folder.remove()
-    assert list(tmp_path.iterdir()) == [folder.queue_lock]
+    aside = folder.set_aside()
+    assert aside.name.startswith(".study.removed-")
+    assert (aside / "jobs").is_dir()
+    assert sorted(tmp_path.iterdir()) == sorted([folder.queue_lock, aside])
