@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from orchestration.schema import GROUPS, Rule, rules
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DECLARED = dict(rules())
+MOST_VALUES = 100_000  # of one sweep: what has more is a slip, as range(1,inf), and would fill the memory
 _REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
 _PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_][a-z0-9_.-]*", re.IGNORECASE | re.ASCII)
 
@@ -40,7 +42,7 @@ class OverrideError(UserError):
     """A mistake in one override; `key` says in which."""
 
     def __init__(self, key: str, value: Any, problem: str):
-        super().__init__(f"{key}={spell(value)}: {problem}")
+        super().__init__(f"{shown(f'{key}={spell(value)}')}: {problem}")
         self.key = key
 
 
@@ -71,7 +73,7 @@ def compose(overrides: Sequence[str], user_dir: Path | None = None) -> Job:
     for override in overrides:
         assignment = parse_override(override)
         if assignment.is_sweep:
-            raise UserError(f"{override}: one job takes one value a key, not a sweep (a list is written [a,b])")
+            raise UserError(f"{shown(override)}: one job takes one value a key, not a sweep (a list is written [a,b])")
         values[assignment.key] = assignment.values[0]
     return compose_values(values, user_dir)
 
@@ -111,21 +113,27 @@ def parse_override(override: str) -> Assignment:
     try:
         parsed = OverridesParser.create().parse_override(override)
         if parsed.type is not OverrideType.CHANGE or parsed.package is not None:
-            raise UserError(f"{override}: adding (+), deleting (~) and packages (@) are not supported: give key=value")
+            raise UserError(
+                f"{shown(override)}: adding (+), deleting (~) and packages (@) are not supported: give key=value"
+            )
         key, is_sweep = parsed.key_or_group, parsed.is_sweep_override()
         if not is_sweep:
             values = [parsed.value()]
         elif parsed.is_interval_sweep() or getattr(parsed.value(), "shuffle", True):
-            raise UserError(f"{override}: of sweeps only a,b,c and choice(a,b) and range(1,11) can be enumerated")
+            raise UserError(
+                f"{shown(override)}: of sweeps only a,b,c and choice(a,b) and range(1,11) can be enumerated"
+            )
         else:
-            values = [_unquoted(value) for value in parsed.sweep_iterator()]
-    except (HydraException, ValueError):
+            values = [_unquoted(value) for value in islice(parsed.sweep_iterator(), MOST_VALUES + 1)]
+    except (HydraException, ValueError, ArithmeticError, RecursionError):
         raise UserError(
-            f"{override}: expected key=value in Hydra's grammar (a text with special characters is quoted: "
+            f"{shown(override)}: expected key=value in Hydra's grammar (a text with special characters is quoted: "
             "key=\"'a=b'\")"
         ) from None
     if not values:
-        raise UserError(f"{override}: the sweep is empty")
+        raise UserError(f"{shown(override)}: the sweep is empty")
+    if len(values) > MOST_VALUES:
+        raise UserError(f"{shown(override)}: the sweep has more than {MOST_VALUES:,} values")
     return Assignment(key, tuple(values), is_sweep)
 
 
@@ -286,6 +294,11 @@ def _unquoted(value: Any) -> Any:
     if isinstance(value, list):
         return [_unquoted(item) for item in value]
     return value.text if isinstance(value, QuotedString) else value
+
+
+def shown(text: str) -> str:
+    """Return a text as a message of one line shows it: as it stands, or quoted where it has control characters."""
+    return text if text.isprintable() else repr(text)
 
 
 def spell(value: Any) -> str:

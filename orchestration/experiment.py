@@ -16,6 +16,7 @@ A later layer wins: base, variant, grid, command line, where a value or a sweep 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +27,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from errors import UserError, near
-from orchestration.configuration import OverrideError, compose_values, composition_of, parse_override
+from orchestration.configuration import OverrideError, compose_values, composition_of, parse_override, shown
 from orchestration.job import Job
 from orchestration.schema import GROUPS
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+MOST_COMBINATIONS = 1_000_000
+SINGLE = "single"  # the folder below the root where run.py keeps its jobs
 
 Values = dict[str, Any]
 Axes = dict[str, tuple[Any, ...]]
@@ -66,6 +69,8 @@ def load(name: str, user_dir: Path | None = None) -> Experiment:
     found = [file for file in files if file.stem == name]
     if not found:
         raise UserError(f"no experiment {name!r}{near(name, [file.stem for file in files])}")
+    if name == SINGLE:
+        raise UserError(f"{found[0]}: the name {name!r} is taken by run.py's jobs: rename yours")
     if len(found) > 1:
         raise UserError(f"{found[1]}: an experiment {name!r} exists already: rename yours")
     try:
@@ -78,11 +83,15 @@ def load(name: str, user_dir: Path | None = None) -> Experiment:
 def parse(name: str, text: str, where: str, user_dir: Path | None = None) -> Experiment:
     """Parse an experiment's text; raise UserError, beginning with `where`, for what is wrong in it."""
     try:
-        content = OmegaConf.to_container(OmegaConf.create(text))
+        # OmegaConf asserts where the whole is a scalar.
+        is_mapping = isinstance(yaml.compose(text, yaml.SafeLoader), yaml.MappingNode)
+        content = OmegaConf.to_container(OmegaConf.create(text)) if is_mapping else None
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}{line}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except RecursionError:
+        raise UserError(f"{where}: not an experiment: it contains itself, or is nested too deeply") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{where}: not an experiment: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content:
         raise UserError(f"{where}: expected a mapping with the keys {', '.join(_SECTIONS)}")
@@ -104,6 +113,8 @@ def expand(experiment: Experiment, overrides: Sequence[str] = ()) -> list[Job]:
     """
     command = _axes(overrides)
     axes = {**experiment.grid, **command}
+    _refuse_excess([axes] * len(experiment.variants), f"{experiment.where}: the grid")
+    _refuse_excess(experiment.exclude, f"{experiment.where}: exclude")
     jobs: dict[str, Job] = {}
     try:
         for variant in experiment.variants:
@@ -124,6 +135,13 @@ def difference(known: Iterable[str], jobs: Sequence[Job]) -> Difference:
     """Compare the ids of the jobs that an experiment had with the jobs that it has now."""
     before, now = dict.fromkeys(known), {job.id for job in jobs}
     return Difference([job for job in jobs if job.id not in before], [id for id in before if id not in now])
+
+
+def _refuse_excess(grids: Iterable[Axes], what: str) -> None:
+    """Refuse grids of so many combinations that they would never end, before the first is made."""
+    total = sum(math.prod(map(len, axes.values())) for axes in grids)
+    if total > MOST_COMBINATIONS:
+        raise UserError(f"{what} has {total:,} combinations: expected at most {MOST_COMBINATIONS:,}")
 
 
 def _combinations(fixed: Values, axes: Axes) -> Iterator[Values]:
@@ -165,7 +183,7 @@ def _read_values(content: Any) -> Values:
     axes = _read_axes(content)
     for key, values in axes.items():
         if len(values) > 1:
-            raise UserError(f"{key}: expected one value, not {len(values)}: a sweep belongs in the grid")
+            raise UserError(f"{shown(key)}: expected one value, not {len(values)}: a sweep belongs in the grid")
     return {key: values[0] for key, values in axes.items()}
 
 
@@ -181,13 +199,13 @@ def _read_each(read: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
 def _read_grid(content: Any) -> Axes:
     if not isinstance(content, dict) or not content:
         raise UserError(f"expected a mapping of keys to values, not {content!r}")
-    return {str(key): _read_axis(key, values) for key, values in content.items()}
+    return {str(key): _read_axis(str(key), values) for key, values in content.items()}
 
 
-def _read_axis(key: Any, content: Any) -> tuple[Any, ...]:
+def _read_axis(key: str, content: Any) -> tuple[Any, ...]:
     items = content if isinstance(content, list) else [content]
     if not items or any(isinstance(item, dict) for item in items):
-        raise UserError(f"{key}: expected values, as [1, 2, 3] or 1,2,3 or range(1,4), not {content!r}")
+        raise UserError(f"{shown(key)}: expected values, as [1, 2, 3] or 1,2,3 or range(1,4), not {content!r}")
     # A text is in Hydra's grammar inside a list too.
     parsed = [parse_override(f"{key}={item}").values if isinstance(item, str) else (item,) for item in items]
     return tuple(itertools.chain(*parsed))

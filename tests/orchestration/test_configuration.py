@@ -187,6 +187,14 @@ def test_values_take_the_type_of_their_key(override, value, user_dir):
         ("seed=shuffle(1,2)", "can be enumerated"),
         ("optimizer.lr=interval(0,1)", "can be enumerated"),
         ("model=glob(*)", "can be enumerated"),
+        ("seed=range(1,nan)", "seed=range(1,nan): expected key=value"),
+        ("seed=range(1,inf)", "seed=range(1,inf): the sweep has more than 100,000 values"),
+        ("seed=range(1,10,1e-7)", "the sweep has more than 100,000 values"),
+        ("seed=range(1,100000000)", "the sweep has more than 100,000 values"),
+        (f"tag={3000 * '['}", "expected key=value"),
+        ("tag=\nx", r"'tag=\nx': expected key=value"),
+        ("tag='\n',x", r"one job takes one value"),
+        ("seed='\n'", "expected an integer"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(override, message, user_dir):

@@ -137,6 +137,15 @@ def test_ten_thousand_jobs():
         ("exclude: [[sed=1]]", "study.yaml: sed=1: no such key; did you mean 'seed'"),
         ("exclude: [[estimator.iw=10]]", "study.yaml: exclude drops every job"),
         ("description: ${", "study.yaml: not an experiment"),
+        ("3", "study.yaml: expected a mapping"),
+        ("grid: &a {seed: *a}", "study.yaml: not an experiment: it contains itself"),
+        ("base: &a [*a]", "study.yaml: not an experiment: it contains itself"),
+        (f"base: {5000 * '['}", "study.yaml: not an experiment: it contains itself, or is nested too deeply"),
+        (f"grid: {{seed: {5000 * '1'}}}", "study.yaml: not an experiment"),
+        ('grid: {seed: "\\n,"}', "study.yaml: grid: 'seed=\\n,': expected key=value"),
+        ("grid: {seed: 'range(1,inf)'}", "study.yaml: grid: seed=range(1,inf): the sweep has more than 100,000 values"),
+        ("grid: {seed: 'range(2000)', steps: 'range(1,502)'}", "study.yaml: the grid has 1,002,000 combinations"),
+        ("exclude: [['seed=range(2000)', 'steps=range(1,502)']]", "study.yaml: exclude has 1,002,000 combinations"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(text, message):
@@ -167,6 +176,21 @@ def test_load_reads_the_source_and_a_users_directory(tmp_path, monkeypatch):
     (tmp_path / "user" / "experiments" / "quick.yaml").write_text("description: another")
     with pytest.raises(UserError, match="'quick' exists already: rename yours"):
         load("quick", tmp_path / "user")
+
+
+@pytest.mark.parametrize("name", ["", ".", "../quick", "a/quick", "quick.yaml"])
+def test_a_name_that_is_no_plain_file_name_is_unknown(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
+    (tmp_path / "quick.yaml").write_text("description: a study")
+    with pytest.raises(UserError, match=re.escape(f"no experiment {name!r}; ") + ".*quick"):
+        load(name)
+
+
+def test_the_name_of_the_folder_of_single_runs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "EXPERIMENTS", tmp_path)
+    (tmp_path / "single.yaml").write_text("description: a study")
+    with pytest.raises(UserError, match=r"single\.yaml: the name 'single' is taken by run.py's jobs: rename yours$"):
+        load("single")
 
 
 def test_difference():
