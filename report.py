@@ -10,25 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from errors import UserError, near
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other mistake's."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the complaint."""
-        raise UserError(message)
+from orchestration.command_line import DONE, Parser, guarded
 
 
 def parser() -> Parser:
     """Return the command line."""
-    text = argparse.RawDescriptionHelpFormatter
-    it = Parser("report.py", description=__doc__, formatter_class=text, allow_abbrev=False)
+    it = Parser(__doc__)
     it.add_argument("--exp", required=True, metavar="NAME", help="the experiment")
     it.add_argument("--root", default="runs", type=Path, metavar="DIR", help="where the runs are (default: runs)")
     it.add_argument("--output", default="reports", type=Path, metavar="DIR", help="where to write (default: reports)")
@@ -50,22 +38,11 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
-    try:
-        return _report(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except OSError as error:
-        print(f"error: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_FAILED
+    known = parser().read(arguments)
+    return guarded(lambda: _report(known))
 
 
-def _report(arguments: Sequence[str] | None) -> int:
-    known, unknown = parser().parse_known_args(arguments)
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        raise UserError(f"unknown argument {flag!r}{near(flag, [f'--{name}' for name in vars(known)])}")
-
+def _report(known: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
     from reporting.analyse import analyse
     from reporting.load import load, states
@@ -78,13 +55,12 @@ def _report(arguments: Sequence[str] | None) -> int:
     results = analyse(study, options, given)
     name = known.exp + "".join(f"-{flag[:3]}={given[flag]}" for flag in ("include", "exclude") if given.get(flag))
     folder = known.output / name.replace("/", "_").replace(" ", "")
-    write(results, folder, known.exp, study.description)
-    for warning in results.warnings:
+    for warning in write(results, folder, known.exp, study.description):
         print(f"warning: {warning}", file=sys.stderr)
     counts = ", ".join(f"{count} {state}" for state, count in states(results.jobs).items())
     print(f"{known.exp}: {counts or 'no job has started'}")
     print(folder / "index.html")
-    return EXIT_OK
+    return DONE
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ single run has no such interval; its curves have that of the measurement, where 
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -64,9 +65,12 @@ def select(jobs: Sequence[Job], include: Sequence[str], exclude: Sequence[str]) 
     chosen = {item: matches(item, jobs) for item in (*include, *exclude)}
     for item, ids in chosen.items():
         if jobs and not ids:
-            words = {word for job in jobs for word in _words(job)}
+            # There may be thousands of ids: of these only the near ones.
+            names = {word for job in jobs for word in _words(job)[1:]} | {
+                *get_close_matches(item, [j.id for j in jobs])
+            }
             option = "include" if item in include else "exclude"
-            raise UserError(f"{option}: {item!r} names no job{near(item, words)}")
+            raise UserError(f"{option}: {item!r} names no job{near(item, names)}")
     kept = set[str]().union(*(chosen[item] for item in include)) if include else {job.id for job in jobs}
     dropped = set[str]().union(*(chosen[item] for item in exclude))
     return [job for job in jobs if job.id in kept - dropped]

@@ -1,8 +1,9 @@
 """Read an experiment's folder, `<root>/<experiment>`, as it lies on the disk; nothing is ever written to it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from orchestration.run_directory import ExperimentFolder, RunDirectory
 GROUPS = ("task", "model", "dataset", "estimator", "optimizer", "analysis")
 SOURCE = Path(__file__).resolve().parents[1]
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# What reading a damaged file raises: JSON that is nested too deeply a RecursionError, an integer that is too large an
+# OverflowError (which is an ArithmeticError).
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, yaml.YAMLError)
 
 
 class Job(NamedTuple):
@@ -81,13 +85,13 @@ def _read_experiment(study: Study, record: Path, file: Path | None) -> None:
     """Take description and report from the experiment's file as it is now; where it is gone, from the stored copy."""
     if file is not None:
         try:
-            _read_experiment_text(study, file, file.read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            _read_experiment_text(study, file, file.read_text(encoding="utf-8"))
+        except DAMAGE as error:
             raise UserError(f"{file}: cannot be read: {_first_line(error)}") from None
     elif record.exists():
         try:
             _read_experiment_text(study, record, json.loads(record.read_bytes())["file"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        except DAMAGE as error:
             study.warnings.append(f"{record}: cannot be read ({_first_line(error)}); using the defaults")
 
 
@@ -108,10 +112,12 @@ def _read_jobs(study: Study, folder: ExperimentFolder) -> None:
         if job.config:
             tables[id] = _read_metrics(study, folder.job(id), job.state)
     waiting = {
-        id: Job(id, str(entry.get("state", "unknown")), _overrides(entry))
+        id: Job(id, _text(entry.get("state")) or "unknown", _overrides(entry))
         for id, entry in queue.items()
         if id not in started
     }
+    lost = (job.id for job in waiting.values() if job.state in ("done", "failed"))
+    study.warnings += [f"job {id}: its folder is missing" for id in lost]
     everything = {**started, **waiting}
     study.jobs = [everything[id] for id in [*queue, *(id for id in started if id not in queue)]]
     study.values = _without_infinities(study, join(tables))
@@ -124,13 +130,15 @@ def _read_queue(study: Study, path: Path) -> dict[str, dict[str, Any]]:
         return {str(entry["id"]): entry for entry in entries}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         study.warnings.append(f"{path}: cannot be read ({_first_line(error)}); jobs not yet started are unknown")
         return {}
 
 
 def _overrides(entry: dict[str, Any]) -> dict[str, Any]:
-    pairs = (str(override).partition("=") for override in entry.get("overrides") or [])
+    overrides = entry.get("overrides")
+    texts = filter(None, map(_text, overrides)) if isinstance(overrides, list) else ()
+    pairs = (text.partition("=") for text in texts)
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 
@@ -139,17 +147,21 @@ def _read_run(study: Study, run: RunDirectory, queued: str | None) -> Job:
     status: dict[str, Any] = {}
     try:
         status = dict(json.loads(run.status.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+    except DAMAGE as error:
         _warn(study, run.status, error)
     recorded = status.get("state")
     # The worker's own word that it is done comes before the manager's entry, which lags when a manager dies.
-    state = "done" if "done" in (recorded, queued) else str(queued or recorded or "unknown")
+    state = "done" if "done" in (recorded, queued) else _text(queued) or _text(recorded) or "unknown"
     try:
         config = flatten(yaml.load(run.config.read_bytes(), Loader))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except DAMAGE as error:
         _warn(study, run.config, error, "; left out")
         config = {}
-    return Job(run.path.name, state, config, str(status.get("error") or ""), started=True)
+    return Job(run.path.name, state, config, _text(status.get("error")), started=True)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -173,7 +185,7 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
-Columns = tuple[list[int], list[str], list[str], list[float]]
+Columns = tuple[Sequence[int] | np.ndarray, list[str], list[str], Sequence[float] | np.ndarray]
 
 
 def _read_metrics(study: Study, run: RunDirectory, state: str) -> Columns:
@@ -187,7 +199,7 @@ def _read_metrics(study: Study, run: RunDirectory, state: str) -> Columns:
     try:
         # One call for the whole file: four times as fast as one for each line.
         columns = _columns(json.loads(b"[" + b",".join(lines) + b"]"))
-    except (ValueError, KeyError, TypeError):
+    except DAMAGE:
         rows = [row for line in lines if (row := _row(line))]
         columns = _columns(rows)
         cut = len(lines) - len(rows)
@@ -201,16 +213,16 @@ def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
         _columns([row])
-    except (ValueError, KeyError, TypeError):
+    except DAMAGE:
         return None
     return row
 
 
 def _columns(rows: list[dict[str, Any]]) -> Columns:
-    columns = tuple([row[key] for row in rows] for key in ("step", "split", "name", "value"))
+    steps, splits, names, values = columns = [[row[key] for row in rows] for key in ("step", "split", "name", "value")]
     if not all(map(_has_type, columns, (int, str, str, int | float))):
         raise TypeError("a step, split, name or value of another type")
-    return columns  # type: ignore[return-value]
+    return np.array(steps, np.int64), splits, names, np.array(values, np.float64)
 
 
 def _has_type(values: list[Any], kind: Any) -> bool:
@@ -221,14 +233,14 @@ def join(tables: dict[str, Columns]) -> pd.DataFrame:
     """Stack the runs' columns into one table: id, step, split, name, value; the last row of a step counts."""
     ids = list(tables)
     runs = np.repeat(np.arange(len(ids)), [len(columns[0]) for columns in tables.values()])
-    steps, splits, names, values = ([value for columns in tables.values() for value in columns[i]] for i in range(4))
+    steps, splits, names, values = ([columns[i] for columns in tables.values()] for i in range(4))
     frame = pd.DataFrame(
         {
             "id": pd.Categorical.from_codes(runs, categories=pd.Index(ids, dtype=str)),
-            "step": np.array(steps, dtype=np.int64),
-            "split": pd.Categorical(splits),
-            "name": pd.Categorical(names),
-            "value": np.array(values, dtype=np.float64),
+            "step": np.concatenate([np.array([], np.int64), *steps]),
+            "split": pd.Categorical(list(chain(*splits))),
+            "name": pd.Categorical(list(chain(*names))),
+            "value": np.concatenate([np.array([], np.float64), *values]),
         }
     )
     frame = frame.drop_duplicates(["id", "step", "split", "name"], keep="last")

@@ -1,5 +1,6 @@
 """Write a report into its folder: CSV files, figures, page."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from orchestration.storage import write_atomically
 from reporting import page, style, tables
 from reporting.aggregate import with_keys
 from reporting.analyse import GIVEN_UP, Results
@@ -24,41 +26,51 @@ METADATA: dict[str, dict[str, Any]] = {
 
 
 class Folder:
-    """The report's folder. What an earlier report made and this one did not is removed; nothing else is."""
+    """The report's folder. What an earlier report made and this one did not is removed; nothing else is.
+
+    The files are held in memory until `finish`, so that an interrupt before leaves the earlier report as it is.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.made: list[str] = []
+        self.made: dict[str, bytes] = {}
+        self.warnings: list[str] = []
         path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._earlier = (path / MANIFEST).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            self._earlier = []
+        except UnicodeDecodeError:
+            self._earlier = []
+            self.warnings.append(f"{path / MANIFEST}: no text; files of earlier reports may have stayed")
 
     def write(self, name: str, text: str) -> None:
-        """Write a text file."""
-        self.made.append(name)
-        (self.path / name).write_text(text)
+        """Make a text file."""
+        self.made[name] = text.encode()
 
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
-        """Write a table."""
-        self.made.append(name)
-        table.to_csv(self.path / name, index=False)
+        """Make a table."""
+        self.write(name, table.to_csv(index=False))
 
     def draw(self, stem: str, figure: Figure) -> None:
-        """Write a figure as PNG and as PDF."""
+        """Make a figure as PNG and as PDF."""
         for kind, metadata in METADATA.items():
-            self.made.append(f"{stem}.{kind}")
-            figure.savefig(self.path / self.made[-1], dpi=170, metadata=metadata)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=170, metadata=metadata)
+            self.made[f"{stem}.{kind}"] = buffer.getvalue()
 
     def finish(self) -> None:
-        """Remove what the last report left behind, and remember what this one made."""
-        manifest = self.path / MANIFEST
-        earlier = manifest.read_text().splitlines() if manifest.exists() else []
-        for name in set(earlier) - set(self.made):
-            if Path(name).name == name:
-                (self.path / name).unlink(missing_ok=True)
-        manifest.write_text("".join(f"{name}\n" for name in sorted(self.made)))
+        """Write every file, remove what the last report left behind, and remember what this one made."""
+        for name, content in self.made.items():
+            write_atomically(self.path / name, content)
+        left = set(self._earlier) - set(self.made)
+        for file in [file for file in self.path.iterdir() if file.name in left and file.is_file()]:
+            file.unlink()
+        write_atomically(self.path / MANIFEST, "".join(f"{name}\n" for name in sorted(self.made)).encode())
 
 
-def write(results: Results, path: Path, title: str, description: str) -> None:
-    """Write the whole report. Raises OSError where the disk refuses."""
+def write(results: Results, path: Path, title: str, description: str) -> list[str]:
+    """Write the whole report; return its warnings. Raises OSError where the disk refuses."""
     folder, keys, layout = Folder(path), list(results.keys), arrange(results.runs, results.keys)
     runs = tables.runs_table(results.runs, results.numbers, results.keys)
     folder.write_csv("runs.csv", runs)
@@ -73,11 +85,14 @@ def write(results: Results, path: Path, title: str, description: str) -> None:
     if results.options.latex:
         captions = (f"{title}: {page.describe(pivot.metric)}. {results.options.caption}".strip() for pivot in pivots)
         folder.write("pivot.tex", "\n".join(map(tables.pivot_latex, pivots, captions)))
+    warnings = [*results.warnings, *folder.warnings]
+    caption = results.options.caption
     content = page.Content(
-        title, description, results.options.caption, results.jobs, runs, drawings, pivots, results.warnings, folder.made
+        title, description, caption, results.jobs, runs, drawings, pivots, warnings, list(folder.made)
     )
     folder.write("index.html", page.render(content))
     folder.finish()
+    return warnings
 
 
 def _with_split(table: pd.DataFrame) -> pd.DataFrame:

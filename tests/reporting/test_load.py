@@ -7,6 +7,7 @@ from reporting.load import flatten, load, states
 from tests.reporting.synthetic import config, line, write_experiment, write_queue, write_run
 
 ROWS = line([0.9, 0.5, 0.2])
+DEEP = 100_000 * "["
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_the_last_row_of_a_step_counts(folder):
     assert read(folder).values["value"].tolist() == [0.9, 0.4, 0.2]
 
 
-@pytest.mark.parametrize("content", [None, "", "choices: {a: ", "choices: {}\n", "- 1\n", "seed: 1\n"])
+@pytest.mark.parametrize("content", [None, "", "choices: {a: ", "choices: {}\n", "- 1\n", "seed: 1\n", "a: &a {b: *a}"])
 def test_a_missing_or_cut_config_costs_its_job_only(folder, content):
     write_run(folder, "good", config(), ROWS)
     cut = write_run(folder, "bad", config(), ROWS)
@@ -52,7 +53,7 @@ def test_a_missing_or_cut_config_costs_its_job_only(folder, content):
     assert {job.id for job in study.jobs} == {"good", "bad"}
 
 
-@pytest.mark.parametrize("content", [None, "", '{"state": "do', "[1, 2]", "3"])
+@pytest.mark.parametrize("content", [None, "", '{"state": "do', "[1, 2]", "3", DEEP])
 def test_a_missing_or_cut_status_is_named_and_the_queue_believed(folder, content):
     run = write_run(folder, "a", config(), ROWS)
     if content is None:
@@ -75,11 +76,15 @@ def test_lines_that_are_no_metric_are_left_out_and_counted(folder):
         '{"step": 1, "split": "test"}',
         '{"step": "1", "split": "a", "name": "b", "value": 1}',
         "7",
+        '{"step": 100000000000000000000000, "split": "test", "name": "loss/L_k", "value": 1}',
+        f'{{"step": 1, "split": "test", "name": "loss/L_k", "value": {400 * "1"}}}',
+        f'{{"step": 1, "split": "test", "name": "loss/L_k", "value": {5000 * "1"}}}',
+        DEEP,
     ]
     (run / "metrics.jsonl").write_text("\n".join([lines[0], *garbage, lines[1], lines[2][:20]]))
     study = read(folder)
     assert study.values["value"].tolist() == [0.9, 0.5]
-    assert study.warnings == ["job a: metrics.jsonl: 5 of 7 lines cut or no metric; left out"]
+    assert study.warnings == ["job a: metrics.jsonl: 9 of 11 lines cut or no metric; left out"]
 
 
 def test_a_finished_run_without_metrics_is_named(folder):
@@ -119,7 +124,9 @@ def test_the_queue_decides_between_running_and_failed(folder):
     assert read(folder).jobs[0].state == "aborted"
 
 
-@pytest.mark.parametrize("content", ["", '{"jobs": ', "[]", '{"jobs": [1]}', '{"other": {}}', '{"jobs": {"1": {}}}'])
+@pytest.mark.parametrize(
+    "content", ["", '{"jobs": ', "[]", '{"jobs": [1]}', '{"other": {}}', '{"jobs": {"1": {}}}', DEEP]
+)
 def test_a_queue_that_cannot_be_read_is_named(folder, content):
     write_run(folder, "a", config(), ROWS)
     (folder / "queue.json").write_text(content)
@@ -129,13 +136,20 @@ def test_a_queue_that_cannot_be_read_is_named(folder, content):
     assert "queue.json: cannot be read" in study.warnings[0]
 
 
+def test_a_finished_job_without_a_folder_is_named(folder):
+    write_run(folder, "a", config(), ROWS)
+    write_queue(folder, {"a": "done", "b": "done", "c": "failed", "d": "queued", "e": "aborted"})
+    assert read(folder).warnings == ["job b: its folder is missing", "job c: its folder is missing"]
+
+
 def test_reads_the_stored_experiment_file_where_the_file_is_gone(folder):
     write_experiment(folder, {"ema": 0.5}, "A study.")
     study = read(folder)
     assert (study.description, study.report) == ("A study.", {"ema": 0.5})
     assert study.source.endswith("experiment.json")
-    (folder / "experiment.json").write_text('{"name": "study", "fi')
-    assert "experiment.json: cannot be read" in read(folder).warnings[0]
+    for content in ('{"name": "study", "fi', DEEP):
+        (folder / "experiment.json").write_text(content)
+        assert "experiment.json: cannot be read" in read(folder).warnings[0]
 
 
 def test_an_edited_experiment_file_counts_at_once(folder, tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from report import main
+from reporting import page
 from tests.reporting.synthetic import config, gaussian_mixture, line, write_experiment, write_queue, write_run
 
 SOURCE = Path(__file__).parents[2]
@@ -190,6 +192,8 @@ def test_a_metric_that_is_still_to_come_is_no_mistake(tmp_path):
         (["--exp", "study", "--metrics", "dev:grads/snr"], "unknown split 'dev'"),
         (["--exp", "study", "--pivot_metrics", "min:test:grads/snr"], "did you mean 'train:grads/snr'"),
         (["--exp", "study", "--include", "oviss"], "include: 'oviss' names no job"),
+        (["--exp", "study", "--include", "nothing"], "names no job; choose from adam, default, gaussian_mixture, gmm,"),
+        (["--exp", "study", "--include", "reinforce-iw5-s3"], "did you mean 'reinforce-iw5-s2' or"),
         (["--exp", "study", "--ema", "2"], "--ema: expected a number"),
         (["--exp", "study", "--ema", "much"], "argument --ema: invalid float value: 'much'"),
         (["--exp", "study", "--metric", "x"], "unknown argument '--metric'; did you mean '--metrics'"),
@@ -201,6 +205,7 @@ def test_a_users_mistake_is_one_line_and_exit_2(folder, tmp_path, arguments, mes
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
+    assert "choose from" not in message or "iw5" not in done.stderr
     assert not (tmp_path / "reports").exists()
 
 
@@ -215,6 +220,35 @@ def test_an_output_that_cannot_be_written_is_one_line_and_exit_1(folder, tmp_pat
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "reports" in done.stderr
+
+
+def test_an_interrupt_leaves_the_earlier_report_as_it_is(folder, tmp_path, monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    report(tmp_path, "--exp", "study")
+    made = tmp_path / "reports" / "study"
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    write_run(folder, "another", config(seed=3), line([0.5]))
+    monkeypatch.setattr(page, "render", interrupt)
+    assert main(["--exp=study", f"--root={tmp_path}/runs", f"--output={tmp_path}/reports"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+
+
+def test_a_manifest_that_is_no_text_is_named(folder, tmp_path):
+    made = tmp_path / "reports" / "study"
+    made.mkdir(parents=True)
+    (made / "manifest.txt").write_bytes(b"\xff\xfe")
+    assert "manifest.txt: no text" in report(tmp_path, "--exp", "study").stderr
+    assert "manifest.txt: no text" in (made / "index.html").read_text()
+    assert report(tmp_path, "--exp", "study").stderr == ""
+
+
+def test_a_job_whose_folder_is_gone_is_on_the_page(folder, tmp_path):
+    write_queue(folder, {"lost": "done"})
+    assert "job lost: its folder is missing" in report(tmp_path, "--exp", "study").stderr
+    assert "job lost: its folder is missing" in (tmp_path / "reports" / "study" / "index.html").read_text()
 
 
 def test_published_values_are_on_the_page_of_the_study_that_matches(tmp_path):
