@@ -98,7 +98,8 @@ def find(arguments: argparse.Namespace, folder: "ExperimentFolder") -> "Experime
     from orchestration.lifecycle import read_record
     from reporting import options
 
-    record = None if arguments.rf else read_record(folder)
+    is_name = Path(arguments.exp).name == arguments.exp
+    record = read_record(folder) if is_name and not arguments.rf else None
     if arguments.user_dir is None and record and record["user_dir"]:
         arguments.user_dir = Path(record["user_dir"])
     try:
