@@ -11,9 +11,10 @@ Exit status: 0 done; 1 failed, or the disk refused; 2 bad usage or configuration
 
 import argparse
 import io
+import os
 import signal
 import sys
-import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
@@ -26,20 +27,45 @@ if TYPE_CHECKING:
 
 
 class Tee(io.TextIOBase):
-    """A stream that also writes to a log."""
+    """A stream that also writes to a log, for as long as that is open."""
 
     def __init__(self, stream: TextIO, log: TextIO):
         self.stream, self.log = stream, log
 
     def write(self, text: str) -> int:
         """Write to both."""
-        self.log.write(text)
+        if not self.log.closed:
+            self.log.write(text)
         return self.stream.write(text)
 
     def flush(self) -> None:
         """Flush both."""
-        self.log.flush()
+        if not self.log.closed:
+            self.log.flush()
         self.stream.flush()
+
+
+class Interrupts:
+    """The signals of one run: the first asks the job to stop, the second stops it, another one ends the process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def any(self) -> bool:
+        """Say whether there was one."""
+        return self.count > 0
+
+    def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (signal's signature)
+        # A handler runs in the middle of anything, itself included: it uses no lock and no buffered stream.
+        self.count += 1
+        if self.count > 1:
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        with suppress(OSError):
+            os.write(2, b"interrupted: writing a checkpoint; once more stops at once\n")
 
 
 def parser() -> Parser:
@@ -53,6 +79,8 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path or a message need not be Unicode
     arguments = parser().read(argv)
     return guarded(lambda: command(arguments))
 
@@ -62,7 +90,7 @@ def command(arguments: argparse.Namespace) -> int:
     import yaml
 
     from orchestration.configuration import compose
-    from orchestration.execution import check, execute
+    from orchestration.execution import check, execute, open_log
     from orchestration.locks import ProcessLock, holder
     from orchestration.run_directory import ExperimentFolder
     from tasks.context import Context
@@ -83,24 +111,20 @@ def command(arguments: argparse.Namespace) -> int:
         raise UserError(f"{run.path} is being run by {holder(run.lock)}: wait for it, or stop it")
     try:
         attempt = (run.read_status() or {}).get("attempt", 0) + 1
-        stop = threading.Event()
-
-        def interrupted(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (signal's signature)
-            if stop.is_set():
-                raise KeyboardInterrupt
-            print("interrupted: writing a checkpoint; once more stops at once", file=sys.stderr)
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupted)
+        interrupts = Interrupts()
         print(f"{job.id}\n{run.path}", flush=True)
-        with open(run.log, "a", buffering=1) as log:
+        streams = sys.stdout, sys.stderr
+        with open_log(run) as log:
             sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
-            outcome = execute(job, Context(run, stop.is_set), attempt)
-            sys.stdout, sys.stderr = sys.stdout.stream, sys.stderr.stream
+            try:
+                outcome = execute(lambda: job, Context(run, interrupts.any), attempt)
+            finally:
+                sys.stdout, sys.stderr = streams
     finally:
         lock.release()
     if outcome.state == "queued":
+        # A second Ctrl-C that comes too late must not take the exit status: Python's own end is all that is left.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("stopped at a checkpoint: the same command goes on from there")
         return INTERRUPTED
     print(f"{outcome.state}{': ' if outcome.error else ''}{outcome.error}")

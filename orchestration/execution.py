@@ -3,19 +3,24 @@
 import errno
 import importlib
 import os
+import re
 import socket
 import sys
 import time
 import traceback
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple, TextIO
 
 from omegaconf import OmegaConf
 
 from errors import UserError
 from orchestration.job import Job
+from orchestration.run_directory import RunDirectory
 from tasks.context import Context, Interrupted
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+PERMISSION_ERRORS = {errno.EACCES, errno.EPERM}  # a disk's refusal where they concern the run directory's own files
 
 
 class Outcome(NamedTuple):
@@ -25,10 +30,11 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def execute(job: Job, context: Context, attempt: int) -> Outcome:
-    """Run `job` in its run directory as `attempt`; the caller holds the job's lock.
+def execute(make_job: Callable[[], Job], context: Context, attempt: int) -> Outcome:
+    """Run the job that `make_job` returns in its run directory as `attempt`; the caller holds the job's lock.
 
-    What the task raises ends up in the status and, with its traceback, in the log.
+    What `make_job` or the task raises ends up in the status and, with its traceback, in the log. A KeyboardInterrupt
+    after the task was asked to stop is passed on: whoever runs the job wants it to end at once.
     """
     run = context.run
     status: dict[str, Any] = {
@@ -40,32 +46,78 @@ def execute(job: Job, context: Context, attempt: int) -> Outcome:
         "ended": None,
         "error": None,
     }
+
+    def write_end(outcome: Outcome) -> None:
+        run.write_status({**status, "state": outcome.state, "ended": _now(), "error": outcome.error or None})
+
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        run.write_config(job.config)
         run.write_status(status)
-        outcome = _attempt(job, context)
-        run.write_status({**status, "state": outcome.state, "ended": _now(), "error": outcome.error or None})
+        outcome = _attempt(make_job, context)
+        if outcome.state != "refused":
+            write_end(outcome)
     except OSError as error:
-        return Outcome("refused", one_line(error))
+        outcome = unwritable(error)
+        if outcome.state == "failed":  # such as a job that removed its own folder: its status may have a place again
+            with suppress(OSError):
+                run.path.mkdir(parents=True, exist_ok=True)
+                write_end(outcome)
     return outcome
 
 
-def _attempt(job: Job, context: Context) -> Outcome:
-    config = OmegaConf.create(job.config)
-    OmegaConf.set_readonly(config, True)
+def _attempt(make_job: Callable[[], Job], context: Context) -> Outcome:
+    pid = os.getpid()
     try:
-        resolve(job.config["task"]["target"])(config, context)
+        job = make_job()
+        context.run.write_config(job.config)
+        config = OmegaConf.create({**job.config, "root": _literal(job.config["root"])})
+        OmegaConf.set_readonly(config, True)
+        try:
+            resolve(job.config["task"]["target"])(config, context)
+        finally:
+            if os.getpid() != pid:
+                # A child that the task forked came back with it: status, log and conversation are the parent's.
+                os._exit(1)
     except Interrupted:
         return Outcome("queued")
-    except (Exception, SystemExit) as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and context.should_stop():
             raise
-        sys.stdout.flush()
-        with open(context.run.log, "a") as log:
-            traceback.print_exc(file=log)
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return Outcome("refused", one_line(error))
+        _log_traceback(context.run)
         return Outcome("failed", one_line(error))
     return Outcome("done")
+
+
+def unwritable(error: OSError) -> Outcome:
+    """Return how an attempt ends whose run directory cannot be written: the disk's refusal, or the job's own doing."""
+    refused = error.errno in DISK_ERRORS | PERMISSION_ERRORS
+    return Outcome("refused" if refused else "failed", one_line(error))
+
+
+def open_log(run: RunDirectory) -> TextIO:
+    """Open the job's log to append lines; what is no Unicode, such as odd file names, is written with backslashes."""
+    return open(run.log, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
+
+
+def flush(*streams: Any) -> None:
+    """Flush what can be flushed: a job may have closed its streams, or put anything in their place."""
+    for stream in streams:
+        with suppress(Exception):
+            stream.flush()
+
+
+def _log_traceback(run: RunDirectory) -> None:
+    flush(sys.stdout, sys.stderr)
+    run.path.mkdir(parents=True, exist_ok=True)
+    with open_log(run) as log:
+        traceback.print_exc(file=log)
+
+
+def _literal(text: str) -> str:
+    """Return a text that omegaconf reads as this text also where it holds `${`."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def check(job: Job) -> None:
@@ -88,8 +140,12 @@ def resolve(target: str) -> Any:
 
 def one_line(error: BaseException) -> str:
     """Return an error as one line: its message, after its kind where that is no refusal of a value."""
-    message = " ".join(str(error).split())
-    return message if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: {message}"
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = "its message cannot be printed"
+    line = message if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: {message}"
+    return line.encode(errors="backslashreplace").decode()
 
 
 def _now() -> str:

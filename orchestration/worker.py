@@ -2,7 +2,7 @@
 
     python -m orchestration.worker --root ROOT --experiment NAME --manager NAME [--user_dir DIR]
 
-It reads one JSON object a line on standard input and writes one a line on what was standard output when it started:
+It reads and writes one JSON object a line on what were standard input and output when it started:
 
     <- {"do": "check", "jobs": [[override, ...], ...]}        -> {"event": "checked", "errors": [...]}
     <- {"do": "run", "id", "attempt", "overrides": [...]}     -> {"event": "started" | "progress" | "ended", "id", ...}
@@ -19,15 +19,16 @@ import queue
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from errors import UserError
-from orchestration.configuration import compose, spell
-from orchestration.execution import Outcome, check, execute, one_line
+from orchestration.configuration import compose
+from orchestration.execution import Outcome, check, execute, flush, open_log, unwritable
+from orchestration.job import Job
 from orchestration.locks import ProcessLock
 from orchestration.queue import Queue
 from orchestration.run_directory import ExperimentFolder, RunDirectory
@@ -42,17 +43,20 @@ class Worker:
 
     def __init__(self, folder: ExperimentFolder, manager: str, user_dir: Path | None):
         self.folder, self.manager, self.user_dir = folder, manager, user_dir
-        self.places = [f"root={spell(str(folder.root))}"]
         self.stopping = threading.Event()
         self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.orphaned = threading.Event()
-        self._out = os.fdopen(os.dup(1), "w", buffering=1)
-        # Nothing but the protocol may reach the manager: what a library prints outside a job goes to standard error.
+        self._pid = os.getpid()
+        # The conversation is nobody else's: what a library prints outside a job goes to standard error, and a job or
+        # its child that reads standard input finds it empty.
+        self._in, self._out = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)
 
     def listen(self) -> None:
         """Sort what the manager says: a stop takes effect at once, also in the middle of a job."""
-        for line in sys.stdin:
+        for line in self._in:
             message = json.loads(line)
             if message["do"] == "stop":
                 self.stopping.set()
@@ -63,6 +67,8 @@ class Worker:
 
     def say(self, **message: Any) -> None:
         """Tell the manager; a manager that is gone is not an error, the job's status says it all."""
+        if os.getpid() != self._pid:
+            return  # a child that a job forked is none of the manager's workers
         try:
             self._out.write(json.dumps(message) + "\n")
         except BrokenPipeError:
@@ -92,16 +98,17 @@ class Worker:
                 return Outcome("withdrawn")
             self.say(event="started", id=identity)
             with output_to(run):
-                try:
-                    job = compose([*overrides, *self.places], self.user_dir)
-                except Exception as error:
-                    traceback.print_exc()
-                    return Outcome("failed", one_line(error))
-                return execute(job, Context(run, self.stopping.is_set, self.progress(identity)), attempt)
+                context = Context(run, self.stopping.is_set, self.progress(identity))
+                return execute(lambda: self.compose(overrides), context, attempt)
         except OSError as error:
-            return Outcome("refused", one_line(error))
+            return unwritable(error)
         finally:
             lock.release()
+
+    def compose(self, overrides: list[str]) -> Job:
+        """Return the job, with this experiment's root: a path need not be a value that an override can spell."""
+        job = compose(overrides, self.user_dir)
+        return replace(job, config={**job.config, "root": str(self.folder.root)})
 
     def is_current(self, identity: str, attempt: int) -> bool:
         """Say whether the queue still names this manager and this attempt for the job."""
@@ -135,21 +142,30 @@ def check_jobs(jobs: list[list[str]], user_dir: Path | None) -> list[str]:
 
 @contextmanager
 def output_to(run: RunDirectory) -> Iterator[None]:
-    """Send all that this process prints, on whatever level, to the job's log."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with open(run.log, "ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    """Send all that this process prints, on whatever level, to the job's log.
+
+    The job gets stream objects of its own, so that it can close or replace them and take nothing from its worker.
+    """
+    outer = sys.stdout, sys.stderr
+    flush(*outer)
+    with open_log(run) as log:
+        saved = os.dup(1), os.dup(2)
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    inner = [_stream(number) for number in (1, 2)]
+    sys.stdout, sys.stderr = inner
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush(sys.stdout, sys.stderr, *inner, *outer)
+        sys.stdout, sys.stderr = outer
         for number, descriptor in enumerate(saved, start=1):
             os.dup2(descriptor, number)
             os.close(descriptor)
+
+
+def _stream(number: int) -> TextIO:
+    return open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def main() -> None:

@@ -68,6 +68,46 @@ def test_an_interrupted_job_goes_on_from_its_checkpoint(tmp_path):
     assert json.loads((job / "status.json").read_text())["attempt"] == 2
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.005, 0.3])
+def test_a_second_interrupt_stops_at_once(tmp_path, pause):
+    command = [sys.executable, "run.py", *TALLY, "task.nap=30", f"root={tmp_path}"]
+    process = subprocess.Popen(command, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for line in process.stdout:
+        if line.startswith("counting"):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    if not pause:  # two signals that nobody has taken yet are one: wait until the first has been answered
+        process.stderr.readline()
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+    assert run(*TALLY, f"root={tmp_path}").returncode == 0
+
+
+@pytest.mark.parametrize("mode", ["interrupt", "generator_exit", "surrogate", "unprintable", "fork_and_raise"])
+def test_an_odd_job_ends_with_its_status(tmp_path, mode):
+    result = run(*TALLY, f"task.mode={mode}", f"root={tmp_path}")
+    state = "done" if mode == "fork_and_raise" else "failed"
+    assert result.returncode == (state == "failed")
+    assert result.stdout.splitlines()[-1].startswith(state)
+    assert result.stderr == ""
+    assert json.loads((only_job(tmp_path) / "status.json").read_text())["state"] == state
+    assert ("Traceback" in (only_job(tmp_path) / "run.log").read_text()) == (state == "failed")
+
+
+@pytest.mark.parametrize("mode", ["print_surrogate", "close_output"])
+def test_odd_output_is_no_failure(tmp_path, mode):
+    result = run(*TALLY, f"task.mode={mode}", f"root={tmp_path}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == "done"
+
+
 def test_the_configuration_can_be_printed(tmp_path):
     result = run("--cfg", "estimator=ovis-gamma0.37", "estimator.iw=5", f"root={tmp_path}")
     config = yaml.safe_load(result.stdout)

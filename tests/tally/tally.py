@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,9 +15,57 @@ from tasks.context import Interrupted
 GREETING = "one"
 
 
+class Unprintable(Exception):
+    """An error that has no message."""
+
+    def __str__(self):
+        raise RuntimeError("no message")
+
+
+def throw(error):
+    """Raise the error."""
+    raise error
+
+
+def fork(context):
+    """Leave two processes to go on."""
+    os.fork()
+
+
+def fork_and_raise(context):
+    """Let a child raise out of the task."""
+    if os.fork() == 0:
+        raise RuntimeError("the child")
+
+
+# How a job may misbehave before it counts.
+MODES = {
+    "plain": lambda context: None,
+    "fork": fork,
+    "fork_and_raise": fork_and_raise,
+    "input": lambda context: input("name? "),
+    "cat": lambda context: os.system("cat"),
+    "interrupt": lambda context: throw(KeyboardInterrupt("by itself")),
+    "generator_exit": lambda context: throw(GeneratorExit("by itself")),
+    "group": lambda context: throw(BaseExceptionGroup("several", [KeyboardInterrupt()])),
+    "exit": lambda context: sys.exit("left"),
+    "surrogate": lambda context: throw(RuntimeError("file \udcff.txt")),
+    "print_surrogate": lambda context: print("file \udcff.txt"),
+    "unprintable": lambda context: throw(Unprintable()),
+    "remove_folder": lambda context: shutil.rmtree(context.run.path),
+    "missing_file": lambda context: os.stat("/nonexistent"),
+    "no_permission": lambda context: throw(PermissionError(13, "Permission denied", "/data")),
+    "disk_full": lambda context: throw(OSError(28, "No space left on device")),
+    "close_output": lambda context: [stream.close() for stream in (sys.stdout, sys.stderr)],
+    "close_descriptors": lambda context: os.closerange(1, 3),
+    "no_output": lambda context: setattr(sys, "stdout", None),
+}
+
+
 def run(config, context):
     """Count, with a checkpoint a step."""
     print(f"counting, greeting {GREETING}")
+    MODES[config.task.mode](context)
     checkpoint = context.run.checkpoint
     start = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "length": 0}
     metrics = MetricsFile(context.run.metrics)
