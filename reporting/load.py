@@ -1,7 +1,7 @@
 """Read an experiment's folder, `<root>/<experiment>`, as it lies on the disk; nothing is ever written to it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -229,7 +229,7 @@ def _has_type(values: list[Any], kind: Any) -> bool:
     return all(isinstance(value, kind) for value in values)
 
 
-def join(tables: dict[str, Columns]) -> pd.DataFrame:
+def join(tables: Mapping[str, Columns]) -> pd.DataFrame:
     """Stack the runs' columns into one table: id, step, split, name, value; the last row of a step counts."""
     ids = list(tables)
     runs = np.repeat(np.arange(len(ids)), [len(columns[0]) for columns in tables.values()])

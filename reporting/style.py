@@ -59,7 +59,7 @@ METRICS = {
     "loss/nll": MetricStyle("negative log-likelihood of x given z", "nats", "lower"),
     "loss/kl": MetricStyle("KL(q | prior)", "nats"),
     "loss/kl_q_p": MetricStyle("KL(q | posterior)", "nats", "lower"),
-    "loss/ess": MetricStyle("effective sample size", "evaluation particles", "higher"),
+    "loss/ess": MetricStyle("evaluation ESS", "particles", "higher"),
     "grads/snr": MetricStyle("gradient SNR", "", "higher"),
     "grads/dsnr": MetricStyle("gradient directional SNR", "", "higher"),
     "grads/variance": MetricStyle("gradient variance", "", "lower"),
