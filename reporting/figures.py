@@ -17,6 +17,7 @@ from reporting.options import Metric, PivotMetric
 Limits = Mapping[Metric, tuple[float, float]]
 
 MAX_COLUMNS = 5
+DECADE = 10.0  # the ratio of values from which an axis is logarithmic
 HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "linestyle": (0, (3, 2)), "linewidth": 1, "alpha": 0.7}
 HOLLOW_POINT: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "none", "markersize": 8}
 OVER_STEPS = {
@@ -112,7 +113,8 @@ def pivot_figure(
     fig, axes = _grid(-(-len(parts) // columns), columns, (3.7, 3.1) if against_k else (3.6, 0.6 + 0.27 * len(labels)))
     for ax, (metric, scene, part) in zip(axes.flat, parts, strict=False):
         theirs = published[published["metric"] == str(metric)]
-        part = _on_axis(metric.metric, part, theirs["value"])
+        spread = 1.0 if against_k else DECADE  # against K, power laws are what one looks for
+        part = _on_axis(metric.metric, part, theirs["value"], spread)
         if against_k:
             _draw_against_k(ax, part, theirs, layout)
             style.set_particles_axis(ax, sorted(table[layout.particles].astype(float).unique()))
@@ -122,7 +124,7 @@ def pivot_figure(
             ax.tick_params(labelleft=ax.get_subplotspec().is_first_col())
             ax.set_xlabel(style.axis_label(metric.metric.name))
             ax.xaxis.set_major_locator(MaxNLocator(5))
-        _fit(ax, "y" if against_k else "x", metric.metric, part, ylims, theirs["value"], room=1.0)
+        _fit(ax, "y" if against_k else "x", metric.metric, part, ylims, theirs["value"], spread, room=1.0)
         ax.set_title(", ".join(filter(None, [scene, f"{OVER_STEPS[metric.aggregation]} ({metric.metric.split})"])))
     for ax in axes.flat[len(parts) :]:
         ax.set_axis_off()
@@ -183,24 +185,31 @@ def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, 
     return fig, fig.subplots(rows, columns, squeeze=False)
 
 
-def _on_axis(metric: Metric, table: pd.DataFrame, others: Any = ()) -> pd.DataFrame:
+def _on_axis(metric: Metric, table: pd.DataFrame, others: Any = (), spread: float = DECADE) -> pd.DataFrame:
     """Form the intervals of a logarithmic axis there, by the delta method: mean times exp(-+ half width / mean).
 
     To first order they are the same, and they stay above zero.
     """
-    if not style.is_logarithmic(metric.name, np.array([*table["mean"], *others])):
+    if not style.is_logarithmic(metric.name, np.array([*table["mean"], *others]), spread):
         return table
     factor = np.exp(((table["high"] - table["mean"]) / table["mean"]).clip(upper=50))
     return table.assign(low=table["mean"] / factor, high=table["mean"] * factor)
 
 
 def _fit(
-    ax: Axes, axis: str, metric: Metric, table: pd.DataFrame, fixed: Limits, others: Any = (), room: float = 0.35
+    ax: Axes,
+    axis: str,
+    metric: Metric,
+    table: pd.DataFrame,
+    fixed: Limits,
+    others: Any = (),
+    spread: float = DECADE,
+    room: float = 0.35,
 ) -> None:
     """Set the scale and the limits of the value axis, `axis` being "x" or "y"."""
     centres = np.array([*table["mean"], *others])
     edges = table[["low", "high"]].dropna().to_numpy().ravel()
-    logarithmic = style.is_logarithmic(metric.name, centres)
+    logarithmic = style.is_logarithmic(metric.name, centres, spread)
     limits = fixed.get(metric) or style.limits(logarithmic, centres, edges, room)
     ax.set(**{f"{axis}lim": limits})
     if logarithmic and limits[0] > 0:

@@ -146,8 +146,8 @@ def tall_label(name: str, split: str) -> str:
     return f"{textwrap.fill(style.label, 20, break_on_hyphens=False)}\n({', '.join(filter(None, [style.unit, split]))})"
 
 
-def is_logarithmic(name: str, values: np.ndarray, spread: float = 10.0) -> bool:
-    """Whether an axis of these values reads better in decades: all above 0, max / min >= `spread`, and no loss."""
+def is_logarithmic(name: str, values: np.ndarray, spread: float) -> bool:
+    """Whether an axis of these values is logarithmic: all above 0, max / min >= `spread`, and no loss."""
     values = values[np.isfinite(values)]
     if name.startswith(("loss/", "active_units/")) or values.size == 0 or values.min() <= 0:
         return False
@@ -171,9 +171,9 @@ def limits(logarithmic: bool, centres: np.ndarray, edges: np.ndarray, room: floa
 
 
 def set_logarithmic(axis: Axis, low: float, high: float) -> None:
-    """Number an axis of decades by 1, 2, 5 where there are few of them."""
+    """Number an axis of few decades by 1, 2, 5, and one of less than a decade by every digit."""
     if high < 1000 * low and low > 1e-4:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else range(1, 10)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_locator(NullLocator())
 

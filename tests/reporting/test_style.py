@@ -37,7 +37,7 @@ def test_unknown_names_take_other_colours_while_there_are_any():
     ],
 )
 def test_which_axes_are_logarithmic(name, values, logarithmic):
-    assert style.is_logarithmic(name, np.array(values)) is logarithmic
+    assert style.is_logarithmic(name, np.array(values), spread=10) is logarithmic
 
 
 def test_limits_show_means_whole_and_wide_intervals_in_part():
