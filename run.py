@@ -91,6 +91,7 @@ def command(arguments: argparse.Namespace) -> int:
 
     from orchestration.configuration import compose
     from orchestration.execution import check, execute, open_log
+    from orchestration.experiment import SINGLE
     from orchestration.locks import ProcessLock, holder
     from orchestration.run_directory import ExperimentFolder
     from tasks.context import Context
@@ -101,7 +102,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.cfg:
         print(yaml.safe_dump(job.config, sort_keys=False), end="")
         return DONE
-    run = ExperimentFolder(Path(job.config["root"]).resolve(), "single").job(job.id)
+    run = ExperimentFolder(Path(job.config["root"]).resolve(), SINGLE).job(job.id)
     if is_done(run):
         print(f"done already: {run.path}")
         return DONE
