@@ -11,8 +11,6 @@ Exit status: 0 all jobs are done; 1 some failed or were aborted, or the disk ref
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +26,10 @@ from orchestration.command_line import (
     fraction,
     guarded,
     positive,
+    waiting,
 )
 
 if TYPE_CHECKING:
-    from filelock import FileLock
-
     from orchestration.experiment import Experiment
     from orchestration.queue import Queue
     from orchestration.run_directory import ExperimentFolder
@@ -42,7 +39,7 @@ def parser() -> Parser:
     """Return the command line's parser."""
     p = Parser(__doc__)
     add = p.add_argument
-    add("--exp", required=True, metavar="NAME", help="an experiment: a file in experiments/ without its ending")
+    add("--exp", metavar="NAME", help="an experiment: a file in experiments/ without its ending")
     add("--root", type=Path, default=Path("runs"), help="folder of all runs (default: ./runs)")
     add("--processes", type=positive, metavar="N", help="jobs at once on each device (default: 1; CPU: its cores)")
     add("--max_gpus", type=positive, metavar="N", help="use at most this many CUDA devices")
@@ -52,8 +49,9 @@ def parser() -> Parser:
     add("--resume", action="store_true", help="go on with an existing experiment (it is done anyway)")
     add("--dry_run", action="store_true", help="list the jobs and write nothing")
     add("--status", action="store_true", help="print how far the experiment is and write nothing")
+    add("--doctor", action="store_true", help="say whether this machine and the disk below --root can be relied on")
     add("--max_jobs", type=positive, metavar="N", help="start at most this many jobs")
-    again = "queue again what was aborted (1), or failed too (2), or everything (10000)"
+    again = "queue again what was aborted (1), failed too (2), or all (10000)"
     add("--requeue_level", type=count, default=0, metavar="N", help=again)
     add("--update_exp", action="store_true", help="take in a changed experiment file or other overrides")
     add("--update_lib", action="store_true", help="run jobs that have not started from the present source")
@@ -66,29 +64,43 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = parser().read(argv)
+    p = parser()
+    arguments = p.read(argv)
+    if arguments.exp is None and not arguments.doctor:
+        p.error("the following arguments are required: --exp")
     return guarded(lambda: command(arguments))
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask."""
-    from orchestration.experiment import expand
+    if arguments.doctor:
+        from orchestration.doctor import examine
+
+        return DONE if examine(arguments.root.resolve(), print) else FAILED
+
+    from orchestration.experiment import SINGLE, expand
     from orchestration.queue import Queue
     from orchestration.run_directory import ExperimentFolder
 
     if arguments.rf and (arguments.status or arguments.dry_run):
         raise UserError("--rf removes the experiment, --status and --dry_run change nothing: give one of them")
     folder = ExperimentFolder(arguments.root.resolve(), arguments.exp)
+    if arguments.exp == SINGLE:
+        raise UserError(f"{SINGLE!r} holds run.py's jobs, which have no queue: dbutils.py --exp {SINGLE} shows them")
     queue = Queue(folder)
     if arguments.status:
         return status(folder, queue)
+    if root := next((text for text in arguments.overrides if text.startswith("root=")), None):
+        raise UserError(f"{root}: an experiment's folder is chosen by a flag: give --root {root.partition('=')[2]}")
     experiment = find(arguments, folder)
-    jobs = expand(experiment, arguments.overrides)
     if arguments.dry_run:
+        jobs = expand(experiment, arguments.overrides)
         for job in jobs:
             print(job.id, *job.overrides)
         print(f"{len(jobs)} jobs")
         return DONE
+    if arguments.rf or arguments.update_exp or not folder.record.exists():
+        expand(experiment, arguments.overrides)  # what is wrong there is said before anything is made or moved
     return run(arguments, experiment, folder, queue)
 
 
@@ -130,8 +142,7 @@ def status(folder: "ExperimentFolder", queue: "Queue") -> int:
     print(f"{folder.name}: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     for row in rows:
         if row.state in ("failed", "aborted"):
-            why = (folder.job(row.id).read_status() or {}).get("error")
-            print(f"{row.state}  {row.id}: {why or 'no reason left'}")
+            print(f"{row.state}  {row.id}: {folder.job(row.id).reason()}")
     return ending(counts)
 
 
@@ -140,22 +151,6 @@ def ending(counts: dict[str, int]) -> int:
     if counts.get("failed") or counts.get("aborted"):
         return FAILED
     return REMAIN if counts.get("queued") or counts.get("running") else DONE
-
-
-@contextmanager
-def waiting(lock: "FileLock", message: str) -> Iterator[None]:
-    """Hold a lock; say so where it takes more than a moment to get it."""
-    from filelock import Timeout
-
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(message, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "ExperimentFolder", queue: "Queue") -> int:
@@ -179,8 +174,7 @@ def run(arguments: argparse.Namespace, experiment: "Experiment", folder: "Experi
         limits = f"--max_load {arguments.max_load} or --max_memory {arguments.max_memory}"
         raise UserError(f"every CUDA device is beyond {limits}; raise them, or wait")
     folder.root.mkdir(parents=True, exist_ok=True)
-    setup_lock = waiting(FileLock(folder.setup_lock), "another manager is setting this experiment up: waiting for it")
-    with setup_lock, afresh(folder, remove=arguments.rf):
+    with waiting(FileLock(folder.setup_lock)), afresh(folder, remove=arguments.rf):
         manager = Manager(folder)
         executor = resolve(f"orchestration.executors.{arguments.executor}.Executor")(folder, manager.name, slots)
         try:

@@ -3,11 +3,15 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from errors import CorruptFileError, UserError, near
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 DONE, FAILED, USAGE, REMAIN, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -28,7 +32,12 @@ class Parser(argparse.ArgumentParser):
         """Parse the arguments, flags and others in any order; an unknown flag is refused with the near ones."""
         known, unknown = self.parse_known_intermixed_args(arguments)
         if unknown:
-            flag = unknown[0].partition("=")[0]
+            flag, _, value = unknown[0].partition("=")
+            if "overrides" in known and _is_key(key := flag.lstrip("-")):
+                given = list(sys.argv[1:] if arguments is None else arguments)
+                after = given[given.index(unknown[0]) + 1 :][:1]
+                value = value or ("VALUE" if not after or after[0].startswith("-") or "=" in after[0] else after[0])
+                self.error(f"{flag} is a key of the configuration and no flag: give {key}={value}")
             self.error(f"unknown argument {flag!r}{near(flag, self._option_string_actions)}")
         return known
 
@@ -37,9 +46,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"error: {message}\n")
 
 
+def _is_key(name: str) -> bool:
+    """Say whether a name is one of the configuration's."""
+    from orchestration.schema import GROUPS, rules
+
+    return name in GROUPS or name in dict(rules())
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Return the command's exit status; a user's mistake, an interrupt or a disk that refuses is one line."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a script's background command inherits that SIGINT is ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         return command()
     except UserError as error:
@@ -55,6 +72,25 @@ def guarded(command: Callable[[], int]) -> int:
         where = f": {error.filename}" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         return FAILED
+
+
+@contextmanager
+def waiting(lock: "FileLock") -> Iterator[None]:
+    """Hold the lock of an experiment's setup; say who has it where it takes more than a moment to get it."""
+    from filelock import Timeout
+
+    from orchestration.locks import holder
+
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        who = holder(Path(lock.lock_file))
+        print(f"{who} is setting this experiment up (it holds {lock.lock_file}): waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def count(text: str, least: int = 0) -> int:

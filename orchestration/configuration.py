@@ -5,7 +5,8 @@ of dotted keys, in microseconds, so that thousands of jobs are made in seconds. 
 first wherever they stand among the overrides: a value applies to the final choice, and is refused where that has no
 such key. Of two overrides of one key the later wins.
 
-An estimator is not composed: `estimator=ID` sets `estimator.id`, which `estimators.registry` parses.
+An estimator is not composed: `estimator=ID` sets `estimator.id`, which `estimators.registry` parses, as it parses the
+list of others that `task.compare` adds to it.
 """
 
 import re
@@ -29,10 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 from errors import UserError, near
 from estimators import registry
 from orchestration.job import Job, job_id
-from orchestration.schema import GROUPS, Rule, rules
+from orchestration.schema import GROUPS, TARGETS, Rule, rules, rules_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 DECLARED = dict(rules())
+COMPARED = "task.compare"
 MOST_VALUES = 100_000  # of one sweep: what has more is a slip, as range(1,inf), and would fill the memory
 _REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
 _PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_][a-z0-9_.-]*", re.IGNORECASE | re.ASCII)
@@ -184,29 +186,31 @@ def _hydra_composition(conf: Path, user_dir: Path | None, chosen: tuple[tuple[st
             f"model={choices['model']} names no data set: give dataset=NAME, or let the file's defaults list say "
             "`override /dataset@_global_.dataset: NAME`"
         )
-    for key in DECLARED:
-        if key.partition(".")[0] in composed:
-            value = _declared_value(key, values, choices)
-            if not _is_interpolated(defaults[key]):
-                defaults[key] = value
+    declared = {key: rule for key, rule in DECLARED.items() if key.partition(".")[0] in composed}
+    for section in TARGETS:
+        declared |= rules_of(section, str(values.get(f"{section}.target")))
+    for key, rule in declared.items():
+        value = _declared_value(key, rule, values, choices)
+        if not _is_interpolated(defaults[key]):
+            defaults[key] = value
     return Composition(
         choices,
         defaults,
-        rules={key: DECLARED.get(key) or Rule.of_default(value) for key, value in values.items()},
+        rules={key: declared.get(key) or Rule.of_default(value) for key, value in values.items()},
         references=sorted(key for key, value in defaults.items() if _is_interpolated(value)),
     )
 
 
-def _declared_value(key: str, values: Mapping[str, Any], choices: Mapping[str, str | None]) -> Any:
+def _declared_value(key: str, rule: Rule, values: Mapping[str, Any], choices: Mapping[str, str | None]) -> Any:
     """Return what the files give to a declared key, in its type."""
     section = key.partition(".")[0]
     file = f"{section}/{choices[section]}.yaml" if choices.get(section) else "config.yaml"
     if key not in values:
         raise UserError(f"conf/{file}: the key {key} is missing")
     try:
-        return DECLARED[key].check(values[key])
+        return rule.check(values[key])
     except ValueError:
-        raise UserError(f"conf/{file}: {key}={spell(values[key])}: expected {DECLARED[key]}") from None
+        raise UserError(f"conf/{file}: {key}={spell(values[key])}: expected {rule}") from None
 
 
 def _options(conf: Path, user_dir: Path | None, group: str) -> list[str]:
@@ -232,7 +236,16 @@ def _checked(key: str, value: Any, composition: Composition) -> Any:
         raise OverrideError(key, value, f"expected {rule}") from None
     if _is_interpolated(checked):
         raise OverrideError(key, value, "a value refers to no other key: interpolations belong in conf/")
-    return checked
+    return _others(key, checked, composition.defaults["estimator.id"]) if key == COMPARED else checked
+
+
+def _others(key: str, ids: Sequence[Any], own: str) -> list[str]:
+    """Return estimators' ids in their canonical spelling, each once and without the job's own."""
+    try:
+        canonical = [registry.parse(str(id)).id for id in ids]
+    except UserError as error:
+        raise OverrideError(key, list(ids), str(error)) from None
+    return [id for id in dict.fromkeys(canonical) if id != own]
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> str:

@@ -12,6 +12,8 @@ from rich.text import Text
 
 from orchestration.executors import Event
 
+BURST = 20  # lines about jobs that may come at once
+REFILL = 5.0  # seconds until one more may come: what exceeds them is counted in one line
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "aborted": "magenta", "queued": "white"}
 
 
@@ -35,6 +37,9 @@ class Display:
         self._busy: dict[str, _Slot] = {}
         self._durations: deque[float] = deque(maxlen=200)
         self._waiting = False
+        self._lines = float(BURST)  # about jobs, that may be printed
+        self._refilled = time.monotonic()
+        self._unsaid: Counter[str] = Counter()
         self._live: Live | None = None
         if self.console.is_terminal:
             self._live = Live(self.render(), console=self.console, refresh_per_second=4, transient=True)
@@ -57,15 +62,41 @@ class Display:
         if slot := self._busy.get(event.slot):
             slot.step, slot.steps = event.step, event.steps
 
+    def returned(self, event: Event) -> None:
+        """Take note of a job that its slot was handed and has not begun."""
+        if (slot := self._busy.get(event.slot)) and slot.job == event.id:
+            del self._busy[event.slot]
+
     def ended(self, event: Event, seconds: float) -> None:
         """Say what became of a job."""
         self._busy.pop(event.slot, None)
         if event.state == "done":
             self._durations.append(seconds)
-        state = {"died": "lost", "queued": "stopped"}.get(event.state, event.state)
+        state = {"died": "lost", "queued": "stopped", "crowded": "stopped"}.get(event.state, event.state)
         why = f": {event.error}" if event.error else ""
         if self._live is None or event.state != "done":
-            self.say(f"{time.strftime('%H:%M:%S')}  {state:<8} {event.id}  ({_duration(seconds)}){why}")
+            if self._may_say():
+                self.say_unsaid()
+                self.say(f"{time.strftime('%H:%M:%S')}  {state:<8} {event.id}  ({_duration(seconds)}){why}")
+            else:
+                self._unsaid[state] += 1
+
+    def say_unsaid(self) -> None:
+        """Say how many jobs have ended for which there was no line."""
+        if self._unsaid:
+            counts = ", ".join(f"{count} {state}" for state, count in sorted(self._unsaid.items()))
+            self.say(f"{time.strftime('%H:%M:%S')}  and {counts}  ({self.summary()})")
+            self._unsaid.clear()
+
+    def _may_say(self) -> bool:
+        """Say whether there is room for a line about a job: a terminal or a log is to stay readable."""
+        now = time.monotonic()
+        self._lines = min(float(BURST), self._lines + (now - self._refilled) / REFILL)
+        self._refilled = now
+        if self._lines < 1:
+            return False
+        self._lines -= 1
+        return True
 
     def waiting(self, count: int) -> None:
         """Say once that only jobs of other managers are left."""
@@ -75,11 +106,14 @@ class Display:
 
     def draw(self) -> None:
         """Show the present state on a terminal."""
+        if self._unsaid and self._may_say():
+            self.say_unsaid()
         if self._live:
             self._live.update(self.render())
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Say what is left to say, and leave the terminal as it was."""
+        self.say_unsaid()
         if self._live:
             self._live.stop()
             self._live = None

@@ -20,18 +20,25 @@ from orchestration.run_directory import RunDirectory
 from tasks.context import Context, Interrupted
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+CANCELLED = "cancelled"  # the error of a job that was cancelled
 PERMISSION_ERRORS = {errno.EACCES, errno.EPERM}  # a disk's refusal where they concern the run directory's own files
 
 
 class Outcome(NamedTuple):
-    """How an attempt ended: done, failed, queued (interrupted, to go on later) or refused (by the disk); and why."""
+    """How an attempt ended, and why.
+
+    The state is done, failed, queued (interrupted, to go on later), refused (by the disk), or crowded: it found too
+    little memory on its GPU, and goes on later with no neighbour there.
+    """
 
     state: str
     error: str = ""
 
 
-def execute(make_job: Callable[[], Job], context: Context, attempt: int) -> Outcome:
+def execute(make_job: Callable[[], Job], context: Context, attempt: int, retry: bool = False) -> Outcome:
     """Run the job that `make_job` returns in its run directory as `attempt`; the caller holds the job's lock.
+
+    With `retry` a job that runs out of GPU memory ends as crowded, for the caller to run it again alone.
 
     What `make_job` or the task raises ends up in the status and, with its traceback, in the log. A KeyboardInterrupt
     after the task was asked to stop is passed on: whoever runs the job wants it to end at once.
@@ -48,14 +55,22 @@ def execute(make_job: Callable[[], Job], context: Context, attempt: int) -> Outc
     }
 
     def write_end(outcome: Outcome) -> None:
-        run.write_status({**status, "state": outcome.state, "ended": _now(), "error": outcome.error or None})
+        crowded = outcome.state == "crowded"
+        end = {"state": "queued" if crowded else outcome.state, "ended": _now(), "error": outcome.error or None}
+        run.write_status({**status, **end, **({"alone": True} if crowded else {})})
 
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
+        run.make()
+        run.sweep()
         run.write_status(status)
-        outcome = _attempt(make_job, context)
+        run.keep()
+        outcome = _attempt(make_job, context, retry)
         if outcome.state != "refused":
             write_end(outcome)
+            if run.cancelled_attempt() == attempt:
+                # Looked at after the word of the end was left: who cancels leaves word first, then looks at the end.
+                outcome = Outcome("aborted", CANCELLED)
+                write_end(outcome)
     except OSError as error:
         outcome = unwritable(error)
         if outcome.state == "failed":  # such as a job that removed its own folder: its status may have a place again
@@ -65,7 +80,7 @@ def execute(make_job: Callable[[], Job], context: Context, attempt: int) -> Outc
     return outcome
 
 
-def _attempt(make_job: Callable[[], Job], context: Context) -> Outcome:
+def _attempt(make_job: Callable[[], Job], context: Context, retry: bool) -> Outcome:
     pid = os.getpid()
     try:
         job = make_job()
@@ -86,8 +101,22 @@ def _attempt(make_job: Callable[[], Job], context: Context) -> Outcome:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return Outcome("refused", one_line(error))
         _log_traceback(context.run)
+        if is_out_of_gpu_memory(error):
+            return Outcome("crowded" if retry else "failed", f"out of GPU memory: {one_line(error)}")
         return Outcome("failed", one_line(error))
     return Outcome("done")
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Say whether this is torch's OutOfMemoryError, or what the libraries below it raise in its place."""
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch":
+        return True
+    try:
+        message = str(error)
+    except Exception:
+        return False
+    exhausted = re.search(r"\b(CUDA|HIP)\b.*\bout of memory\b|CU\w+_STATUS_ALLOC_FAILED", message)
+    return isinstance(error, RuntimeError) and exhausted is not None
 
 
 def unwritable(error: OSError) -> Outcome:

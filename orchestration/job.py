@@ -33,7 +33,9 @@ def job_id(choices: Mapping[str, str | None], differing: Mapping[str, Any], conf
         "differing": {key: value for key, value in differing.items() if key not in NEUTRAL_KEYS},
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    task = None if choices["task"] == "train" else choices["task"]
-    names = [task, choices["model"], choices["estimator"], f"iw{config['estimator']['iw']}", f"seed{config['seed']}"]
+    names = [None if choices["task"] == "train" else choices["task"]]
+    if choices["model"] is not None:  # a task without a model has no use for an estimator of its bound
+        names += [choices["model"], choices["estimator"], f"iw{config['estimator']['iw']}"]
+    names.append(f"seed{config['seed']}")
     slug = re.sub(r"[^A-Za-z0-9.-]+", "_", "-".join(filter(None, names)))
     return f"{slug.lstrip('.-')[:80]}-{digest}"

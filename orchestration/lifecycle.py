@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from errors import CorruptFileError, UserError
-from orchestration import snapshot
-from orchestration.configuration import spell
-from orchestration.experiment import Experiment, difference, expand, parse
+from orchestration import commits, snapshot
+from orchestration.composer import Composer
+from orchestration.configuration import parse_override, spell
+from orchestration.experiment import Experiment, difference, expand
 from orchestration.job import Job
 from orchestration.locks import holder
 from orchestration.queue import Queue, Row
 from orchestration.run_directory import ExperimentFolder
+from orchestration.storage import TEMPORARY, sweep
 
 Check = Callable[[Sequence[Sequence[str]], str], list[str]]  # overrides of jobs, snapshot -> a line for each refusal
 Record = dict[str, Any]
+MOST_LISTED = 20  # lines of one list
 
 
 @dataclass
@@ -41,11 +44,12 @@ class Lifecycle:
             self._create(experiment, overrides)
             return
         self._open(record)
+        self.queue.sweep()
         if not update_lib:
             self._require_snapshots()
         if update_exp:
-            record = self._update_experiment(record, experiment, overrides or record["overrides"])
-        elif overrides and overrides != record["overrides"]:
+            record = self._update_experiment(record, experiment, overrides)
+        elif overrides and not _are_same(overrides, record["overrides"]):
             raise UserError(
                 f"{self.folder.name!r} was created with {shown(record['overrides'])}, not with {shown(overrides)}: "
                 "give none to go on, or --update_exp to change its jobs"
@@ -75,9 +79,7 @@ class Lifecycle:
                 return
         except CorruptFileError as error:
             reason = str(error)
-        stored = parse(record["name"], record["file"], str(self.folder.record), self.user_dir)
-        jobs = expand(stored, record["overrides"])
-        aside = self.queue.rebuild(rows(jobs, record["snapshot"]))
+        aside = self.queue.rebuild(recorded_rows(record, self.folder, self.user_dir))
         kept = f" (the damaged file is kept as {aside.name})" if aside else ""
         self.say(f"{reason}: rebuilt from the experiment's grid and its run directories{kept}")
 
@@ -91,34 +93,77 @@ class Lifecycle:
                 )
 
     def _update_experiment(self, record: Record, experiment: Experiment, overrides: list[str]) -> Record:
-        jobs = expand(experiment, overrides)
-        change = difference([row.id for row in self.queue.rows()], jobs)
-        name = self._snapshot() if change.added else record["snapshot"]
+        edits = read_edits(record)
+        directory = os.getcwd() if overrides else record.get("directory", os.getcwd())
+        overrides = overrides or record["overrides"]
+        jobs = [job for job in expand(experiment, overrides) if job.id not in edits.removed]
+        change = difference([row.id for row in self.queue.rows() if row.id not in edits.added], jobs)
+        change = change._replace(added=[job for job in change.added if job.id not in edits.added])
+        before = record["snapshot"]
+        name = self._snapshot() if change.added else before
         self._refuse_bad(change.added, name)
-        record = self._record(experiment, overrides, name)
+        record = self._record(experiment, overrides, name) | {"directory": directory}
+        record |= {"edits": edits.record()} if edits else {}
         self.folder.write_record(record)
         withdrawn = self.queue.withdraw(change.removed)
-        self.queue.add(rows(change.added, name))
+        self.queue.add(rows(change.added, name, directory))
         self.say(f"{self.folder.name}: {len(change.added)} new jobs queued, {len(withdrawn)} queued ones withdrawn")
+        self._list([f"+ {job.id}" for job in change.added] + [f"- {identity}" for identity in withdrawn])
+        if kept := len(change.removed) - len(withdrawn):
+            self.say(f"{kept} jobs that are no longer in the grid have started, and stay")
+        if edits:
+            self.say(
+                f"edits by dbutils.py stay: {edits}; `dbutils.py --exp {self.folder.name} --restore` takes them back"
+            )
+            self._list([f"without {identity}" for identity in sorted(edits.removed)])
+            self._list([f"with    {identity}" for identity in edits.added])
+        if name != before:
+            self._say_changed_source(before, name)
         return record
+
+    def _say_changed_source(self, before: str, name: str) -> None:
+        """Say in which files a new snapshot differs from the earlier one."""
+        earlier = self.folder.snapshot(before)
+        if not earlier.is_dir():
+            self.say("the source's earlier snapshot is missing: what has changed since is not known")
+            return
+        files = snapshot.difference(earlier, self.folder.snapshot(name))
+        self.say(f"the source has changed in {len(files)} files:")
+        self._list(files)
+
+    def _list(self, lines: Sequence[str]) -> None:
+        for line in lines[:MOST_LISTED]:
+            self.say(f"  {line}")
+        if len(lines) > MOST_LISTED:
+            self.say(f"  ... and {len(lines) - MOST_LISTED} more")
 
     def _update_source(self, record: Record) -> None:
         name = self._snapshot()
         if name == record["snapshot"]:
             self.say("the source has not changed since the experiment's snapshot")
             return
+        before = record["snapshot"]
+        queued = [row.overrides for row in self.queue.rows() if row.state == "queued"]
+        composed = Composer(self.folder, self.user_dir).compose(queued, name)
+        refusals = [str(job) for job in composed if isinstance(job, UserError)]
+        self._refuse_bad([job for job in composed if isinstance(job, Job)], name, "--update_lib: ", refusals)
         self.folder.write_record({**record, "snapshot": name})
         self.say(f"{self.queue.renew_snapshot(name)} queued jobs will run from the present source")
+        self._say_changed_source(before, name)
 
     def _snapshot(self) -> str:
         self.folder.snapshots.mkdir(exist_ok=True)
-        return snapshot.take(self.folder.snapshots, self.user_dir)
+        name = snapshot.take(self.folder.snapshots, self.user_dir)
+        sources = {"source": snapshot.SOURCE} | ({"user_dir": self.user_dir} if self.user_dir else {})
+        commits.record(self.folder.commits, name, sources)
+        return name
 
-    def _refuse_bad(self, jobs: Sequence[Job], name: str) -> None:
-        errors = self.check([job.overrides for job in distinct(jobs)], name) if jobs else []
+    def _refuse_bad(self, jobs: Sequence[Job], name: str, where: str = "", refusals: Sequence[str] = ()) -> None:
+        """Raise UserError where this snapshot cannot build what these jobs need, or `refusals` say so already."""
+        errors = refusals or (self.check([job.overrides for job in distinct(jobs)], name) if jobs else [])
         if errors:
             more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
-            raise UserError(f"{errors[0]}{more}; no job was queued")
+            raise UserError(f"{where}{errors[0]}{more}; {'nothing was changed' if where else 'no job was queued'}")
 
     def _record(self, experiment: Experiment, overrides: list[str], name: str) -> Record:
         return {
@@ -127,6 +172,7 @@ class Lifecycle:
             "overrides": overrides,
             "snapshot": name,
             "user_dir": str(self.user_dir) if self.user_dir else None,
+            "directory": os.getcwd(),
         }
 
 
@@ -135,7 +181,8 @@ def read_record(folder: ExperimentFolder) -> Record | None:
     try:
         return folder.read_record()
     except CorruptFileError as error:
-        raise UserError(f"{error}: restore it, or start afresh with --rf") from error
+        advice = "restore it, or move it away: the same command then makes it anew from the experiment's file"
+        raise UserError(f"{error}: {advice}") from error
 
 
 @contextmanager
@@ -146,6 +193,7 @@ def afresh(folder: ExperimentFolder, remove: bool) -> Iterator[None]:
     UserError while any process of the experiment is alive, and for a folder that holds no experiment.
     """
     aside = None
+    _tidy(folder)
     existed = folder.path.exists()
     if remove and existed:
         if not any(path.exists() for path in (folder.record, folder.queue, folder.snapshots)):
@@ -167,12 +215,74 @@ def afresh(folder: ExperimentFolder, remove: bool) -> Iterator[None]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def rows(jobs: Sequence[Job], name: str) -> list[Row]:
-    """Return the queue's rows for these jobs, on this snapshot; workers run elsewhere, so data_root is absolute."""
+def _tidy(folder: ExperimentFolder) -> None:
+    """Clear up what a manager that was killed here left: put back what it had not yet replaced, remove the rest."""
+    for aside in folder.asides():
+        if not folder.record.exists() and not folder.queue.exists():
+            shutil.rmtree(folder.path, ignore_errors=True)
+            os.replace(aside, folder.path)
+        shutil.rmtree(aside, ignore_errors=True)
+    sweep(folder.path, [folder.record.name])
+    for begun in folder.snapshots.glob(f".*{TEMPORARY}"):
+        shutil.rmtree(begun, ignore_errors=True)
+
+
+def rows(jobs: Sequence[Job], name: str, folder: str = "") -> list[Row]:
+    """Return the queue's rows for these jobs, on this snapshot.
+
+    Workers run elsewhere, so data_root is absolute: below `folder`, or below the working directory.
+    """
     return [
-        Row(job.id, [*job.overrides, f"data_root={spell(str(Path(job.config['data_root']).resolve()))}"], snapshot=name)
-        for job in jobs
+        Row(job.id, [*job.overrides, f"data_root={spell(str(Path(folder, path).resolve()))}"], snapshot=name)
+        for job, path in ((job, job.config["data_root"]) for job in jobs)
     ]
+
+
+def recorded_rows(record: Record, folder: ExperimentFolder, user_dir: Path | None) -> list[Row]:
+    """Return the rows that an experiment's record stands for: those of its grid, as they have been edited since.
+
+    They are composed as the experiment's snapshot does it: the ids are those that its jobs have had from the first.
+    """
+    edits = read_edits(record)
+    text, overrides, name = record["file"], record["overrides"], record["snapshot"]
+    jobs = Composer(folder, user_dir).expand(record["name"], text, overrides, name)
+    grid = rows(jobs, name, record.get("directory", ""))
+    added = [Row(identity, overrides, snapshot=name) for identity, overrides in edits.added.items()]
+    known = {row.id for row in added}
+    return [row for row in grid if row.id not in edits.removed | known] + added
+
+
+@dataclass
+class Edits:
+    """How an experiment's jobs differ from its grid: ids removed from it, and overrides of those in their place."""
+
+    removed: set[str]
+    added: dict[str, list[str]]
+
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.added)
+
+    def __str__(self) -> str:
+        return f"{len(self.removed)} jobs removed from the grid, {len(self.added)} put in the place of such"
+
+    def remove(self, identity: str) -> None:
+        """Take note of a job that is no more."""
+        self.added.pop(identity, None)
+        self.removed.add(identity)
+
+    def add(self, row: Row) -> None:
+        """Take note of a job that the grid does not have."""
+        self.added[row.id] = row.overrides
+
+    def record(self) -> dict[str, Any]:
+        """Return what the experiment's record keeps."""
+        return {"removed": sorted(self.removed), "added": self.added}
+
+
+def read_edits(record: Record) -> Edits:
+    """Return the edits that an experiment's record keeps."""
+    kept = record.get("edits", {})
+    return Edits(set(kept.get("removed", [])), dict(kept.get("added", {})))
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:
@@ -183,6 +293,12 @@ def distinct(jobs: Sequence[Job]) -> list[Job]:
         key = json.dumps([job.config.get(name) for name in keys], sort_keys=True)
         found.setdefault(key, job)
     return list(found.values())
+
+
+def _are_same(overrides: Sequence[str], others: Sequence[str]) -> bool:
+    """Say whether two command lines ask for the same, in whatever order."""
+    first, second = ({each.key: each.values for each in map(parse_override, given)} for given in (overrides, others))
+    return first == second
 
 
 def shown(overrides: Sequence[str]) -> str:

@@ -3,7 +3,9 @@
 import fcntl
 import os
 import socket
+import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -33,8 +35,9 @@ class ProcessLock:
         except BaseException:
             os.close(descriptor)
             raise
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # a full disk: the name is for people, the lock is what counts
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
         _held.add(self)
         return True
@@ -72,12 +75,69 @@ def is_free(path: Path) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Return who took the lock last, as `pid 123 on host`, for a message."""
+    """Return who holds the lock and since when, as `pid 123 on host since 2026-01-31 12:00:00`, for a message.
+
+    Where the kernel tells who that is it need not be one of ours; else it is who took the lock last and left its name.
+    """
     try:
         host, pid = path.read_text().split()
+        since = path.stat().st_mtime
     except (OSError, ValueError):
-        return "an unknown process"
-    return f"pid {pid} on {host}"
+        host, pid, since = "", "", 0.0
+    seen = _seen_holder(path)
+    if seen and (host, pid) != (socket.gethostname(), seen):
+        return f"pid {seen} on {socket.gethostname()}{_described(seen)}"
+    return f"pid {pid} on {host} since {_time(since)}" if pid else "an unknown process"
+
+
+def _seen_holder(path: Path) -> str:
+    """Return the pid of the process of this host that holds the lock, empty where none is seen."""
+    with suppress(OSError):
+        found = path.stat()
+        file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()[1:]
+            if words[0] == "FLOCK" and words[4] == file and int(words[3]) > 0:
+                return words[3]
+    return ""
+
+
+def _described(pid: str) -> str:
+    """Return what a process of this host runs, and since when."""
+    try:
+        words = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+        (booted,) = (line.split()[1] for line in Path("/proc/stat").read_text().splitlines() if line[:5] == "btime")
+        since = _time(int(booted) + int(words[19]) / os.sysconf("SC_CLK_TCK"))
+        return f" ({Path('/proc', pid, 'comm').read_text().strip()}, which runs since {since})"
+    except (OSError, ValueError, IndexError):
+        return ""
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def is_seen_held(path: Path) -> bool | None:
+    """Say whether the last holder of the lock is seen to hold it, without touching the lock: for who only reads.
+
+    A process holds its lock for as long as it has the file open. None where that cannot be seen from here: the holder
+    is on another host, of another user, or has not yet left its name.
+    """
+    try:
+        host, pid = path.read_text().split()
+        if host != socket.gethostname() or not Path("/proc/self/fd").is_dir():
+            return None
+        opened = list(Path("/proc", pid, "fd").iterdir())
+        identity = path.stat()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except (OSError, ValueError):
+        return None
+    for file in opened:
+        with suppress(OSError):
+            if os.path.samestat(file.stat(), identity):
+                return True
+    return False
 
 
 def _close_in_child() -> None:

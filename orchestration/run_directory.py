@@ -1,19 +1,26 @@
 """Where everything of an experiment lies on the disk. One class owns each folder; nobody else spells a file's name."""
 
+import glob
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from errors import CorruptFileError
+from errors import CorruptFileError, UserError
+from orchestration.job import ID_VERSION
 from orchestration.locks import is_free
-from orchestration.storage import write_atomically
+from orchestration.storage import sweep, sync_folder, write_atomically
 
+_FAST_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C, where PyYAML was built with it
 FINAL_STATES = ("done", "failed", "aborted")
+FORMAT = 1  # raised when the files of an experiment change so that an earlier program's cannot be read
+VERSION = f"{FORMAT}.{ID_VERSION}"
 RECORD_KEYS = ("name", "file", "overrides", "snapshot", "user_dir")
 
 
@@ -25,15 +32,22 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.status = path / "status.json"
         self.metrics = path / "metrics.jsonl"
+        self.gradients = path / "gradients.npz"
         self.checkpoint = path / "checkpoint.pt"
+        self.best = path / "best.pt"
         self.log = path / "run.log"
         self.tensorboard = path / "tensorboard"
         self.samples = path / "samples"
         self.lock = path / "lock"
+        self.cancellation = path / "cancelled.json"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved configuration, a plain nested mapping."""
-        write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False).encode())
+        """Write the resolved configuration, a plain nested mapping; the status that follows brings its name to disk."""
+        try:
+            text = yaml.dump(dict(config), Dumper=_FAST_DUMPER, sort_keys=False)
+        except UnicodeEncodeError:  # a file's name that is no Unicode
+            text = yaml.safe_dump(dict(config), sort_keys=False)
+        write_atomically(self.config, text.encode(), sync_name=False)
 
     def read_status(self) -> dict[str, Any] | None:
         """Return the job's status, None where it has none that can be read."""
@@ -49,6 +63,26 @@ class RunDirectory:
         """Replace the job's status: state, attempt, host, pid, started, ended, error."""
         write_atomically(self.status, json.dumps(status, indent=1).encode() + b"\n")
 
+    def cancel(self, attempt: int) -> None:
+        """Leave word for whoever runs this attempt that it is cancelled."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.cancellation, json.dumps({"attempt": attempt}).encode() + b"\n")
+
+    def cancelled_attempt(self) -> int:
+        """Return the last attempt that was cancelled, -1 where none was."""
+        try:
+            attempt = json.loads(self.cancellation.read_bytes())["attempt"]
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return -1
+        return attempt if type(attempt) is int else -1
+
+    def reason(self) -> str:
+        """Return why the job failed or was aborted, for people."""
+        status = self.read_status() or {}
+        if self.cancelled_attempt() == status.get("attempt", 0) and status.get("state") not in FINAL_STATES:
+            return "cancelled; its process has not ended yet"
+        return str(status.get("error") or "no reason left")
+
     def checkpoint_identity(self) -> str:
         """Return a name that changes with each new checkpoint, empty where there is none."""
         try:
@@ -58,11 +92,27 @@ class RunDirectory:
         return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
     def clear(self) -> None:
-        """Remove what an earlier attempt computed: metrics, checkpoint, TensorBoard events, samples."""
-        for path in (self.checkpoint, self.metrics):
+        """Remove what an earlier attempt computed: metrics, gradients, checkpoints, TensorBoard events, samples."""
+        for path in (self.checkpoint, self.best, self.metrics, self.gradients):
             path.unlink(missing_ok=True)
         for folder in (self.tensorboard, self.samples):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    def sweep(self) -> None:
+        """Remove what a killed attempt had begun to write; for who knows that no attempt runs."""
+        files = (self.config, self.status, self.checkpoint, self.best, self.gradients)
+        sweep(self.path, [path.name for path in files])
+        sweep(self.samples)
+
+    def make(self) -> None:
+        """Make the folder; `keep` has it be there after a power cut too."""
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def keep(self) -> None:
+        """Bring the folder's name to the disk: after its first file, which brings most of that there already."""
+        sync_folder(self.path.parent)
 
     def forget(self) -> None:
         """Remove the status and all that was computed: the job is as if it had never run."""
@@ -78,7 +128,8 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path):
-        self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
+        # Unbuffered: what a full disk refused must not reach the file later, behind the rows of another attempt.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def append(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Add one row for each value."""
@@ -86,12 +137,12 @@ class MetricsFile:
             json.dumps({"step": step, "split": split, "name": name, "value": float(value)})
             for name, value in values.items()
         )
-        self._file.write("".join(row + "\n" for row in rows).encode())
-        self._file.flush()
+        content = memoryview("".join(row + "\n" for row in rows).encode())
+        while content:
+            content = content[self._file.write(content) :]
 
     def sync(self) -> int:
         """Bring every row to the disk; return the length of the file in bytes."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -119,6 +170,7 @@ class ExperimentFolder:
         self.jobs = self.path / "jobs"
         self.managers = self.path / "managers"
         self.snapshots = self.path / "snapshots"
+        self.commits = self.path / "commits"
         self.worker_log = self.path / "workers.log"
         self.queue_lock = root / f".{name}.queue.lock"
         self.setup_lock = root / f".{name}.setup.lock"
@@ -148,11 +200,19 @@ class ExperimentFolder:
             raise CorruptFileError(f"{self.record} is cut or damaged") from error
         if not isinstance(record, dict) or not record.keys() >= set(RECORD_KEYS):
             raise CorruptFileError(f"{self.record} is damaged: it lacks some of {', '.join(RECORD_KEYS)}")
+        if (version := record.pop("version", VERSION)) != VERSION:
+            raise UserError(self.other_version(self.record, f"version {version} of these files", record["snapshot"]))
         return record
 
+    def other_version(self, path: Path, made: str, snapshot: str = "<name>") -> str:
+        """Return what to say of a file that another version of this program made, and this one does not read."""
+        program, root = (shlex.quote(str(path)) for path in (self.snapshot(snapshot) / "manager.py", self.root))
+        own = f"python {program} --exp {self.name} --root {root}"
+        return f"{path} is of {made}, this program reads version {VERSION}: `{own}` goes on, or give another --root"
+
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Replace the record: name, file (the experiment's YAML text), overrides, snapshot, user_dir."""
-        write_atomically(self.record, json.dumps(record, indent=1).encode() + b"\n")
+        """Replace the record: name, file (the experiment's YAML text), overrides, snapshot, user_dir; perhaps edits."""
+        write_atomically(self.record, json.dumps({**record, "version": VERSION}, indent=1).encode() + b"\n")
 
     def living(self) -> Iterator[Path]:
         """Yield the locks of this experiment that a living manager or job holds."""
@@ -160,8 +220,21 @@ class ExperimentFolder:
             if not is_free(lock):
                 yield lock
 
+    def remove_jobs(self, identities: Iterable[str]) -> None:
+        """Remove the folders of these jobs, each under a hidden name first, so that none is ever seen half removed."""
+        for identity in identities:
+            aside = self.jobs / f".{identity}.removed"
+            shutil.rmtree(aside, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.replace(self.jobs / identity, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
     def set_aside(self) -> Path:
         """Move the folder out of the way, under a hidden name; return where to."""
         aside = self.path.with_name(f".{self.name}.removed-{os.getpid()}")
         os.replace(self.path, aside)
         return aside
+
+    def asides(self) -> Iterator[Path]:
+        """Yield the folders that `set_aside` moved out of the way."""
+        return self.root.glob(f".{glob.escape(self.name)}.removed-*")

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -30,6 +31,7 @@ class Range:
 
 
 Count = Annotated[int, Range(at_least=1)]
+Natural = Annotated[int, Range(at_least=0)]
 Seed = Annotated[int, Range(at_least=0, below=2**32)]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(at_least=0)]
@@ -56,9 +58,13 @@ class Estimator:
 
 @dataclass
 class Optimizer(Component):
-    """A torch optimiser; other keys are its keyword arguments."""
+    """A torch optimiser; keys that are not here are its keyword arguments, as lr is.
+
+    estimator_lr: the rate of the estimator's own parameters, as a baseline's; null: lr.
+    """
 
     lr: Positive
+    estimator_lr: Positive | None
 
 
 @dataclass
@@ -76,6 +82,73 @@ class Analysis:
     num_replicates: Annotated[int, Range(at_least=2)]
     parameters: list[str]
     block_size: Count | None
+
+
+@dataclass
+class Train(Component):
+    """The options of the task `train`, which conf/task/train.yaml explains."""
+
+    epochs: Count | None
+    lr_steps: list[Count]
+    lr_factor: Annotated[float, Range(above=0, below=1)]
+    lr_patience: Count | None
+    warmup_alpha: Annotated[float, Range(at_least=0, below=1)] | None
+    warmup_beta: NonNegative | None
+    warmup_steps: Natural
+    warmup_offset: Natural
+    warmup_scale: str
+    temperature_rate: NonNegative
+    temperature_minimum: NonNegative
+
+
+@dataclass
+class DiceDerivatives(Component):
+    """The options of the task `dice_derivatives`, which its file in conf/task explains."""
+
+    baseline: str
+    orders: Annotated[int, Range(at_least=1, below=4)]
+    rounds: Count
+    discount: Annotated[float, Range(above=0, below=1)]
+    policy_seed: Seed
+
+
+@dataclass
+class PrisonersDilemma(Component):
+    """The options of the task `prisoners_dilemma`, which its file in conf/task explains."""
+
+    learner: str
+    gradients: str
+    rounds: Count
+    discount: Annotated[float, Range(above=0, below=1)]
+    inner_lr: Positive
+
+
+@dataclass
+class DiceLanguageModel(Component):
+    """The options of the task `dice_language_model`, which its file in conf/task explains."""
+
+    penalty: str
+    baseline: str
+    kl: NonNegative
+    length: Count
+    width: Count
+    layers: Count
+    heads: Count
+    pretrain_steps: Natural
+    pretrain_batch: Count
+    pretrain_lr: Positive
+    replicates: Annotated[int, Range(at_least=2)]
+
+
+# What a section has beside its target.
+TARGETS: dict[str, dict[str, type]] = {
+    "task": {
+        "tasks.train.run": Train,
+        "tasks.dice_derivatives.run": DiceDerivatives,
+        "tasks.prisoners_dilemma.run": PrisonersDilemma,
+        "tasks.dice_language_model.run": DiceLanguageModel,
+    }
+}
 
 
 @dataclass
@@ -128,7 +201,8 @@ class Rule:
             inner = cls.of_annotation(kind)
             return cls(inner.kind, inner.is_list, True, inner.range)
         if get_origin(annotation) is list:
-            return cls(get_args(annotation)[0], is_list=True)
+            inner = cls.of_annotation(get_args(annotation)[0])
+            return cls(inner.kind, is_list=True, range=inner.range)
         if get_origin(annotation) is Annotated:
             kind, limits = get_args(annotation)
             return cls(kind, range=limits)
@@ -179,3 +253,10 @@ def rules(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, Rule]]
             yield from rules(annotation, f"{prefix}{name}.")
         else:
             yield prefix + name, Rule.of_annotation(annotation)
+
+
+@cache
+def rules_of(section: str, target: str) -> dict[str, Rule]:
+    """Return the rules of a section whose target is declared in TARGETS by dotted key; none for another target."""
+    schema = TARGETS.get(section, {}).get(target)
+    return {} if schema is None else dict(rules(schema, f"{section}."))

@@ -17,10 +17,7 @@ def take(destination: Path, user_dir: Path | None = None) -> str:
     already is left as it is. `destination` is an experiment's, `<root>/<experiment>/snapshots`: nothing below the root
     is copied. Raises OSError where the disk refuses.
     """
-    root = destination.parent.parent
-    contents = _contents(SOURCE, root)
-    if user_dir:
-        contents |= {f"user_dir/{path}": content for path, content in _contents(user_dir, root).items()}
+    contents = _present(destination.parent.parent, user_dir)
     name = _name(contents)
     final = destination / name
     if is_whole(final):
@@ -28,16 +25,42 @@ def take(destination: Path, user_dir: Path | None = None) -> str:
     temporary = destination / f".{name}.{os.getpid()}.tmp"
     for folder in (temporary, final):
         shutil.rmtree(folder, ignore_errors=True)
-    for path, content in contents.items():
-        (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-        (temporary / path).write_bytes(content)
-    os.rename(temporary, final)
+    try:
+        for path, content in contents.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_bytes(content)
+        os.rename(temporary, final)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(temporary)
+        raise
     return name
+
+
+def name_of_source(root: Path, user_dir: Path | None = None) -> str:
+    """Return the name that a snapshot of the source as it is would have; nothing below `root` is part of it."""
+    return _name(_present(root, user_dir))
 
 
 def is_whole(snapshot: Path) -> bool:
     """Say whether a snapshot's folder holds what its name promises."""
     return snapshot.is_dir() and _name(_contents(snapshot, excluded=snapshot / "runs")) == snapshot.name
+
+
+def difference(before: Path, after: Path) -> list[str]:
+    """Return the files in which two snapshots differ, in order: `+` only in the later, `-` only in the earlier."""
+    old, new = (_contents(folder, excluded=folder / "runs") for folder in (before, after))
+    changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
+    return [f"{'+' if path not in old else '-' if path not in new else '~'} {path}" for path in sorted(changed)]
+
+
+def _present(root: Path, user_dir: Path | None) -> dict[str, bytes]:
+    """Return what a snapshot of the source as it is holds."""
+    contents = _contents(SOURCE, root)
+    if user_dir:
+        contents |= {f"user_dir/{path}": content for path, content in _contents(user_dir, root).items()}
+    return contents
 
 
 def _contents(folder: Path, excluded: Path) -> dict[str, bytes]:

@@ -1,27 +1,38 @@
 """Files that are either the old or the new one, whatever happens in between, and TinyDB's storage on top of them."""
 
+import io
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tinydb.storages import Storage
 
 from errors import CorruptFileError
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+TEMPORARY = ".tmp"  # the end of the name of a file that is not yet whole
+
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object], sync_name: bool = True) -> None:
     """Replace the file at `path` by `content` (bytes, or a function that writes them to an open file).
 
     The content goes to a temporary file beside it and to the disk before the name is moved, and the folder is synced
-    after: a reader, also one after a power cut, sees the old file or the new one. Raises OSError where the disk
-    refuses, with the old file intact and no temporary file left behind.
+    after: a reader, also one after a power cut, sees the old file or the new one. Raises OSError, which names a file,
+    where the disk refuses, with the old file intact and no temporary file left behind; a process that is killed leaves
+    one, which `sweep` removes. Without `sync_name` the folder is not synced, as where the next file in it does that: a
+    power cut may bring the old file back.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    raw = None
     try:
-        with open(temporary, "wb") as file:
+        raw = _File(temporary, "wb")
+        with io.BufferedWriter(raw) as file:
             if callable(content):
                 content(file)
             else:
@@ -29,10 +40,41 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        if sync_name:
+            sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # What wrote to the file may have an error of its own for it, as torch.save has.
+        refusal = error if raw is None or raw.refusal is None else raw.refusal
+        if isinstance(refusal, OSError) and refusal.filename is None:
+            refusal.filename = str(path)
+        if refusal is error:
+            raise
+        raise refusal from error
+
+
+class _File(io.FileIO):
+    """A file that remembers why a write to it was refused."""
+
+    refusal: OSError | None = None
+
+    def write(self, content: "Buffer") -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+
+def sweep(folder: Path, names: Iterable[str] = ("*",)) -> None:
+    """Remove what killed writers of these files (names or patterns) left in `folder`.
+
+    For who holds the lock under which the files are written: what a living writer has begun must not be taken from it.
+    """
+    for name in names:
+        for temporary in folder.glob(f".{name}.*{TEMPORARY}"):
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -55,19 +97,29 @@ class AtomicStorage(Storage):
 
     def read(self) -> dict[str, dict[str, Any]] | None:
         """Return the tables, or None where there is no file yet. Raises CorruptFileError."""
+        content = self.read_bytes()
+        if content is None:
+            return None
+        try:
+            tables = json.loads(content)
+            del tables["integrity"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptFileError(f"{self.path} is damaged: it is not what a manager writes") from error
+        return tables
+
+    def read_bytes(self) -> bytes | None:
+        """Return the file as it is, its checksum compared, or None where there is no file yet.
+
+        Raises CorruptFileError.
+        """
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        head, _, body = content.partition(b"\n")
-        try:
-            tables = json.loads(content)
-            checksum = tables.pop("integrity")["1"]["crc32"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CorruptFileError(f"{self.path} is cut or damaged") from error
-        if checksum != zlib.crc32(body) or head != _head(checksum):
-            raise CorruptFileError(f"{self.path} is damaged: its checksum does not fit")
-        return tables
+        length = content.find(b"\n")
+        if content[: max(0, length)] != _head(zlib.crc32(memoryview(content)[length + 1 :])):
+            raise CorruptFileError(f"{self.path} is cut or damaged: its checksum does not fit")
+        return content
 
     def write(self, data: dict[str, dict[str, Any]]) -> None:
         """Replace the file by these tables."""

@@ -1,6 +1,8 @@
 """`pytest --user_dir DIR` holds the estimators of a folder of your own to the proofs that those in place pass."""
 
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,10 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--user_dir: expected a folder, and there is none at {user_dir}")
         sys.path.insert(0, str(user_dir.resolve()))
         registry.add_directory(user_dir)
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """Return a folder in memory where there is such a thing: for what syncs files thousands of times."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        yield Path(folder).resolve()

@@ -10,12 +10,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+import run as program
+
 SOURCE = Path(__file__).resolve().parents[1]
 TALLY = ["--user_dir", "tests/tally", "task=tally", "steps=3"]
 
 
 def run(*arguments):
     return subprocess.run([sys.executable, "run.py", *arguments], cwd=SOURCE, capture_output=True, text=True)
+
+
+def run_here(*arguments):
+    """Run it in this process, for what runs no job; return its exit status."""
+    try:
+        return program.main(list(arguments))
+    except SystemExit as end:
+        return end.code
 
 
 def only_job(root):
@@ -108,9 +118,9 @@ def test_odd_output_is_no_failure(tmp_path, mode):
     assert result.stdout.splitlines()[-1] == "done"
 
 
-def test_the_configuration_can_be_printed(tmp_path):
-    result = run("--cfg", "estimator=ovis-gamma0.37", "estimator.iw=5", f"root={tmp_path}")
-    config = yaml.safe_load(result.stdout)
+def test_the_configuration_can_be_printed(tmp_path, capsys):
+    assert run_here("--cfg", "estimator=ovis-gamma0.37", "estimator.iw=5", f"root={tmp_path}") == 0
+    config = yaml.safe_load(capsys.readouterr().out)
     assert config["estimator"]["id"] == "ovis-gamma0.37"
     assert config["choices"]["dataset"] == "gaussian_mixture"
     assert not list(tmp_path.iterdir())
@@ -130,15 +140,19 @@ def test_the_configuration_can_be_printed(tmp_path):
         (["analysis.parameters=[decoder]"], "decoder"),
         (["estimator=pathwise-iwae"], "pathwise-iwae"),
         (["seed"], "key=value"),
-        (["--confg"], "--confg"),
+        (["--confg"], "--cfg"),
+        (["--root", "X"], "give root=X"),
+        (["--root=X", "seed=3"], "give root=X"),
+        (["--estimator.iw", "5"], "give estimator.iw=5"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(tmp_path, arguments, words):
-    result = run(f"root={tmp_path}", *arguments)
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stdout == ""
+def test_a_mistake_is_one_line_and_status_2(tmp_path, capsys, arguments, words):
+    assert run_here(f"root={tmp_path}", *arguments) == 2
+    out, error = capsys.readouterr()
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert out == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_root_that_cannot_be_made_is_one_line_and_status_1(tmp_path):

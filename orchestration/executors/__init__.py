@@ -8,7 +8,11 @@ from orchestration.queue import Row
 
 
 class Event(NamedTuple):
-    """What a slot has to say: `kind` is started, progress, ended, died or checked."""
+    """What a slot has to say.
+
+    `kind` is waiting (for the job's lock), started, progress, ended, died, next (a job that was handed over ahead takes
+    its turn), returned (one that was handed over and never begun) or checked.
+    """
 
     kind: str
     slot: str
@@ -27,8 +31,17 @@ class Executor(Protocol):
     def free(self) -> int:
         """Return how many more jobs could start now."""
 
+    def takes(self, row: Row) -> bool:
+        """Say whether this job could start now; a device is emptied for one that is to run alone."""
+
     def submit(self, row: Row) -> str:
         """Start this claimed job in a free slot; return the slot's name."""
+
+    def submit_ahead(self, row: Row, most: int) -> bool:
+        """Hand the job to a busy slot that holds less than `most` ahead, to go on with; say whether there was one."""
+
+    def recall(self) -> None:
+        """Ask for the jobs that were handed over ahead and are not begun."""
 
     def check(self, jobs: Sequence[Sequence[str]], snapshot: str) -> list[str]:
         """Build each of these jobs' model and estimator in a worker; return one line for each refusal."""

@@ -203,6 +203,12 @@ def test_mistakes_are_refused_in_one_line(override, message, user_dir):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["[reinforce,ovis-gama1]", "ovis-gama1", "[ovis-gama1,3]"])
+def test_what_an_estimator_is_compared_with_is_an_estimator(value):
+    with pytest.raises(UserError, match="unknown estimator 'ovis-gama1'; did you mean 'ovis-gamma1'"):
+        compose(["task=gradient_study", f"task.compare={value}"])
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
@@ -237,7 +243,8 @@ def test_mistakes_in_files_are_refused(file, text, message, tmp_path):
         (["estimator.beta=0"], ["estimator.beta=0.0"], ["estimator.beta=-0.0"]),
         (["estimator=ovis-gamma1.0"], ["estimator=ovis-gamma1"], []),
         (["steps=1e4"], ["steps=10_000"], ["steps=10000"], []),
-        (["optimizer.lr=0.001"], ["optimizer.lr=1e-3"], ["optimizer=adam"], []),
+        (["optimizer.lr=0.001"], ["optimizer.lr=1e-3"], ["optimizer=adam"], ["optimizer.estimator_lr=null"], []),
+        (["estimator=tvo-part5"], ["estimator=tvo-part5-beta10-left"]),
         (["analysis.parameters=prior"], ["analysis.parameters=[prior]"]),
         (["seed=2", "seed=1"], []),
         (["root=/elsewhere", "device=cpu", "checkpoint_every=7", "data_root=/data"], []),
@@ -245,6 +252,15 @@ def test_mistakes_in_files_are_refused(file, text, message, tmp_path):
         (["model=mine", "model.limit=2.0"], ["model=mine", "model.limit=2"]),
         (["model=mine", "model.width=5", "dataset.width=5"], ["model=mine", "model.width=5"]),
         (["model=mine", "dataset.width=8"], ["model=mine"]),
+        (
+            ["task=gradient_study", "task.compare=[reinforce,ovis-gamma0.50]"],
+            ["task=gradient_study", "task.compare=[reinforce,ovis-gamma0.5,ovis-gamma1.0,reinforce]"],
+        ),
+        (["task=gradient_study", "task.compare=ovis-gamma1"], ["task=gradient_study"]),
+        (
+            ["task=gradient_study", "estimator=reinforce", "task.compare=[reinforce,ovis-gamma1]"],
+            ["task.compare=ovis-gamma1", "estimator=reinforce", "task=gradient_study"],
+        ),
     ],
 )
 def test_two_spellings_are_one_job(spellings, user_dir):
@@ -253,8 +269,11 @@ def test_two_spellings_are_one_job(spellings, user_dir):
 
 def test_other_jobs_have_other_ids(user_dir):
     overrides = ["seed=2", "steps=5", "tag=x", "threads=2", "estimator.iw=5", "estimator=ovis-gamma0", "optimizer=sgd",
-                 "evaluation.iw=5", "model=mine", "eval_every=10", "analysis.block_size=4"]  # fmt: skip
+                 "evaluation.iw=5", "model=mine", "eval_every=10", "analysis.block_size=4",
+                 "optimizer.estimator_lr=0.1"]  # fmt: skip
     assert len({compose([override], user_dir).id for override in overrides}) == len(overrides)
+    studies = ["task.compare=[reinforce]", "task.compare=[reinforce,wake-wake]", "task.cost=true"]
+    assert len({compose(["task=gradient_study", override]).id for override in studies}) == len(studies)
 
 
 def test_ids_are_what_they_always_were():
@@ -278,6 +297,11 @@ def test_a_new_option_renames_nothing(tmp_path, monkeypatch):
     assert after.config["optimizer"]["amsgrad"] is True
     assert after.id == before.id
     assert compose([*overrides, "log_every=20"]).id != before.id
+
+
+def test_an_optimizers_file_need_not_speak_of_estimators(tmp_path):
+    write(tmp_path / "conf/optimizer/plain.yaml", "target: torch.optim.SGD\nlr: 0.1\n")
+    assert compose(["optimizer=plain"], tmp_path).config["optimizer"]["estimator_lr"] is None
 
 
 OVERRIDES = st.fixed_dictionaries(

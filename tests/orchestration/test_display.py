@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 
 from rich.console import Console
@@ -46,3 +47,27 @@ def test_plain_lines_where_the_output_is_no_terminal(capsys):
     line = capsys.readouterr().out
     assert line.endswith("failed   job-a  (1 min 01 s): ValueError: bad\n")
     assert "\x1b" not in line
+
+
+def test_a_flood_of_jobs_is_counted_in_few_lines(capsys, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    display = Display("study", slots=1)
+    for number in range(10_000):  # fifty a second
+        now += 0.02
+        state = "failed" if number % 1000 == 999 else "done"
+        display.ended(Event("ended", "cpu:0", f"job-{number}", state=state), seconds=1)
+    display.count(Counter(done=9990, failed=10))
+    display.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 2 * (20 + 200 / 5) + 1
+    counted: Counter[str] = Counter()
+    for line in lines:
+        first = line.split()[1]
+        if first == "and":
+            for count, state in re.findall(r"(\d+) (\w+)", line.partition("and ")[2].partition("  (")[0]):
+                counted[state] += int(count)
+        else:
+            counted[first] += 1
+    assert counted == {"done": 9990, "failed": 10}
+    assert lines[-1].endswith("(9990 done, 10 failed)")

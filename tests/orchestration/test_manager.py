@@ -1,7 +1,5 @@
 """The manager as its users see it: a command line, real worker processes, real kills. The jobs count, without torch."""
 
-import itertools
-import json
 import os
 import re
 import shutil
@@ -13,68 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.queue import Queue
-from orchestration.run_directory import ExperimentFolder
-
-SOURCE = Path(__file__).resolve().parents[2]
-IDS = [f"seed{number}" for number in range(1, 7)]
-
-
-class Study:
-    """The experiment `tally` in a folder of its own."""
-
-    def __init__(self, tmp_path):
-        self.user_dir = tmp_path / "user"
-        shutil.copytree(SOURCE / "tests" / "tally", self.user_dir, ignore=shutil.ignore_patterns("__pycache__"))
-        self.folder = ExperimentFolder(tmp_path / "runs", "tally")
-
-    def command(self, *arguments):
-        options = ["--exp", "tally", "--root", str(self.folder.root), "--user_dir", str(self.user_dir)]
-        return [sys.executable, "manager.py", *options, "--processes", "2", *arguments]
-
-    def run(self, *arguments):
-        return subprocess.run(self.command(*arguments), cwd=SOURCE, capture_output=True, text=True, timeout=120)
-
-    def start(self, *arguments):
-        return subprocess.Popen(
-            self.command(*arguments), cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    @property
-    def rows(self):
-        return Queue(self.folder).rows()
-
-    @property
-    def states(self):
-        return {re.findall(r"seed\d+", row.id)[0]: row.state for row in self.rows}
-
-    def job(self, name):
-        return self.folder.job(next(row.id for row in self.rows if f"{name}-" in row.id))
-
-    def steps(self, name):
-        return [json.loads(line)["step"] for line in self.job(name).metrics.read_text().splitlines()]
-
-    def wait_for(self, condition):
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline, "timed out"
-            time.sleep(0.01)
-
-    def running(self):
-        """The pid of each job that is under way."""
-        if not self.folder.queue.exists():
-            return {}
-        found = {row.id: self.folder.job(row.id).read_status() for row in self.rows}
-        return {name: status["pid"] for name, status in found.items() if status and status["state"] == "running"}
-
-    def assert_all_done_once(self, steps=5):
-        assert self.states == dict.fromkeys(IDS, "done")
-        for name in IDS:
-            assert self.steps(name) == list(range(steps))
-            assert self.job(name).read_status()["state"] == "done"
-            lines = (self.job(name).path / "attempts.jsonl").read_text().splitlines()
-            spans = sorted((span["began"], span["ended"]) for span in map(json.loads, lines))
-            assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+from manager import main
+from tests.orchestration.study import IDS, SOURCE, Study
 
 
 @pytest.fixture
@@ -129,6 +67,7 @@ def test_an_interrupt_sends_jobs_back_with_their_checkpoint(study):
     assert set(study.states.values()) == {"queued"}
     for pid in pids:
         assert not Path(f"/proc/{pid}").exists()
+    study.hurry()
     assert study.run().returncode == 0
     study.assert_all_done_once(steps=15)
 
@@ -152,6 +91,7 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on(study):
     study.wait_for(lambda: len(study.running()) == 2)
     victim, pid = next(iter(study.running().items()))
     os.kill(pid, signal.SIGKILL)
+    study.hurry()
     output, _ = manager.communicate(timeout=60)
     assert manager.returncode == 0, output
     assert f"lost     {victim}" in output
@@ -174,8 +114,12 @@ def test_a_killed_manager_leaves_its_jobs_to_finish_and_the_next_one_collects_th
     alive = study.running()
     manager.kill()
     manager.communicate()
-    result = study.run()
-    assert result.returncode == 0, result.stdout + result.stderr
+    before = set(study.folder.managers.iterdir())
+    second = study.start()
+    study.wait_for(lambda: set(study.folder.managers.iterdir()) - before)
+    study.hurry()
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 0, output
     study.assert_all_done_once(steps=8)
     assert {row.attempt for row in study.rows if row.id in alive} == {1}
 
@@ -212,6 +156,9 @@ def test_a_changed_file_is_named_and_taken_in_when_asked(study):
     result = study.run("--update_exp")
     assert result.returncode == 0
     assert "1 new jobs queued, 0 queued ones withdrawn" in result.stdout
+    assert re.search(
+        r"\n  \+ \S+seed7-\w+\n1 jobs that are no longer in the grid have started, and stay\n", result.stdout
+    )
     assert study.states == dict.fromkeys([*IDS, "seed7"], "done")
 
 
@@ -226,7 +173,10 @@ def test_jobs_run_from_the_source_as_it_was_unless_it_is_renewed(study):
     module = study.user_dir / "tally.py"
     module.write_text(module.read_text().replace('"one"', '"two"'))
     assert study.run("--max_jobs", "1").returncode == 3
-    assert study.run("--update_lib").returncode == 0
+    renewed = study.run("--update_lib")
+    assert renewed.returncode == 0
+    assert "the source has changed in 1 files:\n  ~ user_dir/tally.py\n" in renewed.stdout
+    assert len(list(study.folder.commits.glob("*.json"))) == 2
     logs = sorted(study.folder.job(row.id).log.read_text() for row in study.rows)
     assert logs == ["counting, greeting one\n"] * 2 + ["counting, greeting two\n"] * 4
 
@@ -283,6 +233,7 @@ def test_a_queue_deleted_under_a_manager_ends_it_with_an_error_and_is_rebuilt(st
     status = study.run("--status")
     assert status.returncode == 2
     assert "rebuilds it" in status.stderr
+    study.hurry()
     assert study.run().returncode == 0
     study.assert_all_done_once(steps=10)
 
@@ -362,17 +313,21 @@ def test_a_dry_run_lists_the_jobs_and_writes_nothing(study):
         (["--exp", "tally", "--requeue_level", "-3"], "--requeue_level"),
         (["--exp", "tally", "--status", "--rf"], "--rf"),
         (["--exp", "tally", "--user_dir", "nowhere"], "nowhere"),
+        (["--exp", "tally", "root=elsewhere"], "--root elsewhere"),
+        (["--exp", "tally", "--steps", "3"], "give steps=3"),
+        (["--exp", "single"], "dbutils.py --exp single"),
         ([], "--exp"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(study, arguments, words):
-    options = ["--root", str(study.folder.root), "--user_dir", str(study.user_dir)]
-    result = subprocess.run(
-        [sys.executable, "manager.py", *options, *arguments], cwd=SOURCE, capture_output=True, text=True
-    )
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_a_mistake_is_one_line_and_status_2(study, capsys, arguments, words):
+    try:
+        code: object = main(["--root", str(study.folder.root), "--user_dir", str(study.user_dir), *arguments])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert words in error
+    assert len(error.splitlines()) == 1
     assert not study.folder.path.exists()
 
 
@@ -384,3 +339,9 @@ def test_help_answers_without_torch_or_hydra():
     assert result.returncode == 0
     assert "--requeue_level" in result.stdout
     assert not modules & {"torch", "hydra", "pandas", "tinydb"}
+
+
+def test_the_same_overrides_in_another_order_go_on(study):
+    assert study.run("task.nap=0", "seed=1,2", "--max_jobs", "1").returncode == 3
+    assert study.run("seed=1,2", "task.nap=0").returncode == 0
+    assert study.run("seed=2,1", "task.nap=0").returncode == 2

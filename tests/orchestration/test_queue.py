@@ -1,9 +1,10 @@
 import pytest
 
 from errors import CorruptFileError
-from orchestration.locks import ProcessLock
+from orchestration.locks import ProcessLock, is_free
 from orchestration.queue import Manager, Queue, Result, Row
 from orchestration.run_directory import ExperimentFolder
+from orchestration.storage import AtomicStorage
 
 
 @pytest.fixture
@@ -203,3 +204,39 @@ def test_a_look_that_changes_nothing_writes_nothing(folder, queue):
     assert folder.queue.stat().st_ino == before
     queue.claim(manager, 1)
     assert folder.queue.stat().st_ino != before
+
+
+@pytest.mark.parametrize("identity", ["a", 'odd "{[}]\\ é\udcff', '{"id":"b",'])
+def test_one_row_is_found_without_the_others(folder, queue, identity):
+    queue.add([Row('x{"id":"zz",', ['k={"id":"q",'], snapshot="}"), Row(identity, ['v={"id":"b",}'], snapshot="s")])
+    assert {row.id: queue.row(row.id) for row in queue.rows()} == {row.id: row for row in queue.rows()}
+    assert queue.row("q") is queue.row("zz") is None
+    folder.queue.write_bytes(folder.queue.read_bytes()[:-1])
+    with pytest.raises(CorruptFileError):
+        queue.row("a")
+
+
+def test_a_lost_job_is_held_until_its_collection_is_written(folder, queue, monkeypatch):
+    dead, alive = Manager(folder), Manager(folder)
+    queue.claim(dead, 2)
+    dead.close()
+    write, free = AtomicStorage.write, []
+
+    def watched(self, data):
+        free.append(is_free(folder.job("a").lock))
+        write(self, data)
+
+    monkeypatch.setattr(AtomicStorage, "write", watched)
+    queue.claim(alive, 0)
+    assert free == [False]
+    assert is_free(folder.job("a").lock)
+    assert set(states(queue).values()) == {"queued"}
+
+
+def test_many_lost_jobs_are_collected_in_portions(folder, queue, monkeypatch):
+    monkeypatch.setattr("orchestration.queue.MOST_COLLECTED", 2)
+    dead, alive = Manager(folder), Manager(folder)
+    queue.claim(dead, 3)
+    dead.close()
+    assert queue.claim(alive, 0)[1] == {"queued": 2, "running": 1}
+    assert queue.claim(alive, 0)[1] == {"queued": 3}
