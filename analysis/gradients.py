@@ -1,27 +1,21 @@
-"""Statistics of an estimator's gradient over independent replicates, vectorised with torch.func."""
+"""Statistics of estimators' gradients over independent replicates, vectorised with torch.func."""
 
-import copy
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from itertools import product
+from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
-from analysis.statistics import GradientStatistics, reduce_replicates
-from analysis.vectorise import LargestTensor, distributions_under_vmap
+from analysis.replicates import CommonReplicates, Replicates, evaluation_copy
+from analysis.statistics import GradientStatistics, Oracle, reduce_together
 from errors import UserError, near
+from estimators.bounds.base import BoundEstimator
 from seeding import derive_seed
 
-# A block holds as many replicates as give its largest tensor this many bytes, and never more than the second number:
-# smaller blocks pay for dispatch, larger ones leave the caches.
-_BLOCK_BYTES = 2**22
-_BLOCK_REPLICATES = 500
-
 # The gradients of all replicates are kept between the passes over them while they take no more memory than this.
-_KEPT_BYTES = 2**28
+KEPT_BYTES = 2**28
 
 
 def gradient_statistics(
@@ -32,56 +26,217 @@ def gradient_statistics(
     parameters: str | Sequence[str] = "inference_network",
     seed: int = 0,
     block_size: int | None = None,
+    oracle: Oracle | None = None,
 ) -> GradientStatistics:
     """Measure the gradient of the loss of `estimator(model, x)` over independent replicates.
 
     It is the gradient by the parameters that `select_parameters(model, parameters)` names, flattened one after another
-    in that order; a frozen one has the gradient 0.
+    in that order; a frozen one has the gradient 0. With an `oracle`, the summary compares the mean with it.
 
-    Replicates are drawn in blocks of `block_size`, the last one smaller where it does not divide `num_replicates`, and
-    each block seeds torch's generators from (seed, block). Without a `block_size` it follows from the shapes in one
-    evaluation. So memory decides nothing about the numbers: they depend on the arguments alone, and those of full
-    blocks not on `num_replicates`. Blocks of more than one replicate are vectorised; what torch.func.vmap refuses (a
-    branch on a sampled value, say) is measured as with `block_size=1`, after a warning. Gradients are kept for the
-    later passes up to 256 MiB, and drawn anew from their seeds above.
+    Replicates are drawn in blocks, as `Measurement` does. Gradients are kept for the later passes up to 256 MiB, and
+    drawn anew from their seeds above.
 
     Nothing is changed: no parameter, buffer, `.grad`, training flag, attribute or random state of torch. The estimator
     is measured on a copy in evaluation mode, where what it carries from batch to batch stands still; the model in the
     mode in which it is. Noise has to come from torch: a block's replicates would share what NumPy draws.
 
-    Raises UserError for a filter that leaves nothing to measure, fewer than two replicates, and a block size below one.
+    Raises UserError for a filter that leaves nothing to measure, fewer than two replicates, a block size below one, and
+    an x without observations or with NaN.
     """
-    if num_replicates < 2:
-        raise UserError(f"num_replicates={num_replicates}: statistics over replicates need at least 2")
-    if block_size is not None and block_size < 1:
-        raise UserError(f"block_size={block_size}: a block holds at least 1 replicate (None: chosen from the shapes)")
-    names = select_parameters(model, parameters)
-    with _unchanged(model), _forked_generators(model, x) as generators:
-        replicates = _Replicates(estimator, model, x, names)
-        _seed(generators, seed, "first evaluation")
-        fitting = replicates.evaluate_once()
+    measurement = Measurement([estimator], model, x, num_replicates, parameters, seed, block_size)
+    (statistics,) = measurement.statistics([oracle])
+    return statistics
 
-        def measure(size: int) -> GradientStatistics:
-            counts = [min(size, num_replicates - start) for start in range(0, num_replicates, size)]
 
-            def draw() -> Iterator[Tensor]:
-                for block, count in enumerate(counts):
-                    _seed(generators, seed, block)
-                    yield replicates.vectorised(count) if size > 1 else replicates.single()
+def compare_gradients(
+    estimators: Sequence[nn.Module],
+    model: nn.Module,
+    x: Tensor,
+    num_replicates: int = 1000,
+    parameters: str | Sequence[str] = "inference_network",
+    seed: int = 0,
+    block_size: int | None = None,
+    oracles: Sequence[Oracle | None] | None = None,
+) -> list[GradientStatistics]:
+    """Measure several estimators as `gradient_statistics` does, on the same particles where they can share them.
 
-            if num_replicates * replicates.nbytes > _KEPT_BYTES:
-                return reduce_replicates(draw, replicates.dtype)
-            kept = list(draw())
-            return reduce_replicates(lambda: iter(kept), replicates.dtype)
+    Each group of `group_by_particles(estimators)` is one `Measurement`. Differences between estimators of a group are
+    known better than their standard errors say: the draws are common.
 
-        block_size = block_size or fitting
-        try:
-            return measure(block_size)
-        except Exception:
-            # Where vmap takes two replicates, it was no refusal: too little memory, say, which must not change numbers.
-            if block_size == 1 or replicates.can_be_vectorised():
-                raise
-        return measure(1)
+    Raises UserError as `gradient_statistics` does, for what is no estimator, and for oracles of another number.
+    """
+    oracles = [None] * len(estimators) if oracles is None else oracles
+    if len(oracles) != len(estimators):
+        raise UserError(
+            f"oracles: {len(oracles)} of them for {len(estimators)} estimators; give one, or None, for each"
+        )
+    for estimator in estimators:
+        if not isinstance(estimator, nn.Module):
+            raise UserError(f"estimators: {estimator!r} is no estimator; get_estimator(id, ...) builds one")
+    statistics: dict[int, GradientStatistics] = {}
+    for group in group_by_particles(estimators):
+        chosen = [estimators[i] for i in group]
+        measurement = Measurement(chosen, model, x, num_replicates, parameters, seed, block_size)
+        statistics |= zip(group, measurement.statistics([oracles[i] for i in group]), strict=True)
+    return [statistics[i] for i in range(len(estimators))]
+
+
+def group_by_particles(estimators: Sequence[nn.Module]) -> list[list[int]]:
+    """Return which of the estimators can be measured on the same particles, as lists of positions.
+
+    Those that draw as `BoundEstimator` does, of the same num_mc and num_particles, with or without reparameterisation;
+    `num_extra` may differ. What draws for itself (another forward, or dreams beside the particles) is alone.
+    """
+    groups: dict[object, list[int]] = {}
+    for i, estimator in enumerate(estimators):
+        groups.setdefault(_particles_of(estimator) or i, []).append(i)
+    return list(groups.values())
+
+
+def _particles_of(estimator: nn.Module) -> tuple[int, int, bool] | None:
+    """Return what estimators that share particles have in common, None for one that draws for itself."""
+    if not isinstance(estimator, BoundEstimator):
+        return None
+    kind = type(estimator)
+    draws_alike = kind.forward is BoundEstimator.forward and kind.draw is BoundEstimator.draw
+    dreams = any(objective.kind == "sleep" for objective in estimator.objectives)
+    return (
+        (estimator.num_mc, estimator.num_particles, estimator.reparameterises) if draws_alike and not dreams else None
+    )
+
+
+class Measurement:
+    """Replicates of the gradients of one or several estimators on the same particles, block by block.
+
+    Several must be of one group of `group_by_particles`. Each replicate draws particles once, as many as the estimator
+    with the most `num_extra` asks for, and gives every estimator its first num_particles + num_extra. What an estimator
+    makes of given particles is its own; so its gradients depend on the others only through the largest `num_extra`,
+    which decides how many particles a seed is spent on, and, without a `block_size`, through the size of blocks. Where
+    neither differs they are, to rounding, those of the estimator measured alone.
+
+    Replicates come in blocks of `block_size`, the last one smaller where it does not divide `num_replicates`, and each
+    block seeds torch's generators from (seed, block). Without a `block_size` it follows from the shapes in one
+    evaluation. So memory decides nothing about the numbers: they depend on the arguments alone, and those of full
+    blocks not on `num_replicates`. Blocks of more than one replicate are vectorised; what torch.func.vmap refuses (a
+    branch on a sampled value, say) is measured as with `block_size=1`, after a warning.
+
+    What is changed and what is refused is said by `gradient_statistics`.
+
+    num_blocks, num_parameters, num_replicates, block_size: numbers of what there is.
+    dtype: that of the gradients; nbytes: what all of them take.
+    """
+
+    def __init__(
+        self,
+        estimators: Sequence[nn.Module],
+        model: nn.Module,
+        x: Tensor,
+        num_replicates: int = 1000,
+        parameters: str | Sequence[str] = "inference_network",
+        seed: int = 0,
+        block_size: int | None = None,
+    ):
+        if num_replicates < 2:
+            raise UserError(f"num_replicates={num_replicates}: statistics over replicates need at least 2")
+        if block_size is not None and block_size < 1:
+            raise UserError(
+                f"block_size={block_size}: a block holds at least 1 replicate (None: chosen from the shapes)"
+            )
+        if not len(x) or x.isnan().any():
+            what = "no observation" if not len(x) else "NaN"
+            raise UserError(f"x of shape {list(x.shape)} has {what}: statistics need observations of numbers")
+        if len(group_by_particles(estimators)) != 1:
+            raise ValueError("a Measurement takes the estimators of one group of group_by_particles(estimators)")
+        names = select_parameters(model, parameters)
+        self.num_replicates, self._seed, self._model, self._x = num_replicates, seed, model, x
+        self._is_refused = False
+        with _unchanged(model), _forked_generators(model, x) as generators:
+            _seed(generators, seed, "lazy parameters")
+            copies = [evaluation_copy(estimator, model, x) for estimator in estimators]
+            bounds = [clone for clone in copies if isinstance(clone, BoundEstimator)]
+            self._replicates = (
+                CommonReplicates(bounds, model, x, names) if len(copies) > 1 else Replicates(copies, model, x, names)
+            )
+            _seed(generators, seed, "first evaluation")
+            fitting = self._replicates.evaluate_once()
+        self.block_size = block_size or fitting
+        self.num_blocks = ceil(num_replicates / self.block_size)
+        self.num_estimators, self.num_parameters = len(copies), self._replicates.num_parameters
+        self.dtype = self._replicates.dtype
+        self.nbytes = num_replicates * self.num_estimators * self._replicates.nbytes
+
+    def block(self, i: int) -> Tensor:
+        """Return the gradients of block i, [estimators, replicates in it, parameters], as a pure function of i."""
+        if not 0 <= i < self.num_blocks:
+            raise IndexError(f"block {i} of {self.num_blocks}")
+        start = i * self.block_size
+        count = min(self.block_size, self.num_replicates - start)
+        with _unchanged(self._model), _forked_generators(self._model, self._x) as generators:
+            if self.block_size > 1 and not self._is_refused:
+                try:
+                    _seed(generators, self._seed, i)
+                    return self._replicates.vectorised(count).transpose(0, 1)
+                except Exception:
+                    # Where vmap takes two replicates, it was no refusal: too little memory, say, which must not change
+                    # numbers.
+                    if self._replicates.can_be_vectorised():
+                        raise
+                    self._is_refused = True
+            singles = []
+            for replicate in range(start, start + count):
+                _seed(generators, self._seed, replicate)
+                singles.append(self._replicates.single())
+            return torch.stack(singles, 1)
+
+    def statistics(self, oracles: Sequence[Oracle | None] | None = None) -> list[GradientStatistics]:
+        """Return the statistics of all blocks, estimator by estimator."""
+
+        def draw() -> Iterator[Tensor]:
+            return (self.block(i) for i in range(self.num_blocks))
+
+        blocks: Callable[[], Iterator[Tensor]] = draw
+        if self.nbytes <= KEPT_BYTES:
+            kept = KeptBlocks(self)
+            for block in draw():
+                kept.extend(block)
+            blocks = lambda: iter(kept)  # noqa: E731
+        return reduce_together(blocks, self.dtype, oracles or [None] * self.num_estimators)
+
+
+class KeptBlocks:
+    """The first blocks of a measurement, in order, in one tensor that has room for all of them.
+
+    Each in a tensor of its own would stay in memory between the large and passing ones of its evaluation, and divide
+    what these leave free: at 80 MB an evaluation, thousands of small blocks would hold gigabytes.
+    """
+
+    def __init__(self, measurement: Measurement):
+        self._size = measurement.block_size
+        self._shape = (measurement.num_estimators, measurement.num_replicates, measurement.num_parameters)
+        self._gradients = torch.zeros(0)
+        self._num = 0
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(self._num))
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Return block i, [estimators, replicates in it, parameters]."""
+        return self._gradients[:, i * self._size : (i + 1) * self._size]
+
+    def extend(self, gradients: Tensor) -> None:
+        """Keep one more block, or several in a row, [estimators, replicates in them, parameters]."""
+        if not self._num:
+            self._gradients = gradients.new_zeros(self._shape)
+        start, count = self._num * self._size, gradients.shape[1]
+        self._gradients[:, start : start + count] = gradients
+        self._num += ceil(count / self._size)
+
+    def joined(self) -> Tensor:
+        """Return the gradients of all blocks kept, [estimators, replicates, parameters]."""
+        return self._gradients[:, : self._num * self._size].clone()
 
 
 def select_parameters(model: nn.Module, parameters: str | Sequence[str]) -> list[str]:
@@ -108,102 +263,32 @@ def select_parameters(model: nn.Module, parameters: str | Sequence[str]) -> list
     return [name for name in available if name in selected]
 
 
-class _Loss(nn.Module):
-    """The loss as a function of the parameters and buffers of both the model and the estimator."""
-
-    def __init__(self, estimator: nn.Module, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self.estimator = estimator
-
-    def forward(self, x: Tensor) -> Tensor:
-        loss, _, _ = self.estimator(self.model, x)
-        return loss
-
-
-class _Replicates:
-    """Draws gradients of the loss by the named parameters, flat, from torch's random state as it is."""
-
-    def __init__(self, estimator: nn.Module, model: nn.Module, x: Tensor, names: Sequence[str]):
-        parameters = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
-        self._loss = _Loss(copy.deepcopy(estimator).eval(), model)
-        self._x = x
-        self._selected = {name: parameters[name].detach() for name in (f"model.{name}" for name in names)}
-        self._variables = {name: p for name, p in self._selected.items() if parameters[name].requires_grad}
-        self.dtype = reduce(torch.promote_types, (p.dtype for p in self._selected.values()))
-        self.nbytes = sum(p.numel() for p in self._selected.values()) * self.dtype.itemsize
-
-    def evaluate_once(self) -> int:
-        """Return the block size that fits the shapes of one evaluation.
-
-        The user's own errors show here as they are, and what an estimator builds on its first x is built.
-        """
-        with LargestTensor() as largest:
-            loss = self._evaluate(self._leaves())
-        if loss.dim() > 0:
-            shape, estimator = list(loss.shape), type(self._loss.estimator).__name__
-            raise UserError(f"{estimator} returned a loss of shape {shape}; statistics need a scalar, the batch's mean")
-        return min(max(_BLOCK_BYTES // max(largest.nbytes, self.nbytes), 1), _BLOCK_REPLICATES)
-
-    def can_be_vectorised(self) -> bool:
-        """Return whether torch.func.vmap takes the estimator and the model, with a warning where it does not."""
-        try:
-            self.vectorised(2)
-        except Exception as error:  # vmap's refusals have no type of their own
-            model, estimator = type(self._loss.model).__name__, type(self._loss.estimator).__name__
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"the gradient of {estimator} on {model} is drawn one replicate at a time, as with block_size=1: "
-                f"torch.func.vmap refuses it ({reason})",
-                stacklevel=3,
-            )
-            return False
-        return True
-
-    def vectorised(self, count: int) -> Tensor:
-        """Return `count` independent replicates, [count, parameters]."""
-
-        def replicate(index: Tensor) -> Tensor:
-            with distributions_under_vmap(index):
-                return self._flat(grad(self._evaluate)(self._variables))
-
-        with warnings.catch_warnings():
-            # vmap runs an operation that it does not know once for each replicate: slower, and no user's concern.
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            return vmap(replicate, randomness="different")(torch.zeros(count, device=self._x.device))
-
-    def single(self) -> Tensor:
-        """Return one replicate, [1, parameters], without vmap."""
-        leaves = self._leaves()
-        loss = self._evaluate(leaves)
-        if not loss.requires_grad:
-            return self._flat({}).unsqueeze(0)
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return self._flat(dict(zip(leaves, gradients, strict=True))).unsqueeze(0)
-
-    def _leaves(self) -> dict[str, Tensor]:
-        return {name: p.detach().requires_grad_() for name, p in self._variables.items()}
-
-    def _evaluate(self, variables: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss as a function of the variables alone; what it writes to a buffer goes to a copy."""
-        fixed = {name: p.detach() for name, p in self._loss.named_parameters() if name not in variables}
-        buffers = {name: buffer.detach().clone() for name, buffer in self._loss.named_buffers()}
-        return functional_call(self._loss, (dict(variables), fixed, buffers), (self._x,))
-
-    def _flat(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([gradients.get(name, torch.zeros_like(p)).flatten() for name, p in self._selected.items()])
+def parameter_labels(model: nn.Module, parameters: str | Sequence[str]) -> list[str]:
+    """Return the name of each number of a flat gradient: "b[3]", "A[0,1]", "prior.logits[2]"; "scale" for a scalar."""
+    available = dict(model.named_parameters())
+    return [
+        f"{name}[{','.join(map(str, index))}]" if index else name
+        for name in select_parameters(model, parameters)
+        for index in product(*map(range, available[name].shape))
+    ]
 
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Give each module of the model back the attributes it had: a forward may store what it computed."""
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    held = ("_parameters", "_buffers", "_modules")
+    attributes = [
+        (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in held}) for module in model.modules()
+    ]
     try:
         yield
     finally:
-        for module, before in attributes:
+        for module, before, contents in attributes:
             vars(module).clear()
             vars(module).update(before)
+            for name, content in contents.items():
+                vars(module)[name].clear()
+                vars(module)[name].update(content)
 
 
 @contextmanager

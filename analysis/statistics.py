@@ -5,7 +5,7 @@ over r, d_ri = g_ri - m_i. All is computed in float64.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,19 @@ PERCENTILES = (5, 25, 50, 75, 95)
 # it is 200,000 in float32. Half precision has no room for as much.
 _ROUNDING_EPSILONS = 256
 _ROUNDING_LIMIT = 1e-3
+
+
+class Oracle(NamedTuple):
+    """What the mean gradient of a loss is compared with.
+
+    gradient: flat, [parameters], of the loss: minus that of the objective.
+    se: its standard errors, zeros where it is exact.
+    method: "enumerated", "closed form", "quadrature" or "reference".
+    """
+
+    gradient: Tensor
+    se: Tensor
+    method: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,15 @@ class GradientStatistics:
           by the influence of each replicate on the whole average, hence with the correlation between parameters. They
           hold for many replicates. Where the direction of the mean is lost in noise, `grads/dsnr_se` is too large, by
           up to a factor of 1.7.
+
+        Where there is an oracle, constant parameters included:
+
+        - `grads/bias`: mean over the parameters of abs(mean - oracle). Noise alone makes it positive;
+        - `grads/bias_z`: root mean square over the parameters of (mean - oracle) / standard error, of those whose
+          standard error (the oracle's included) is not 0: about 1 where there is no bias, and NaN without any;
+        - `grads/cosine`: of the angle between the mean and the oracle, NaN where one of them is 0;
+        - `grads/bias_se`, `grads/cosine_se`: by the influence of each replicate, and of the oracle's errors, which
+          count as independent of one another.
         """
         return dict(self.averages)
 
@@ -91,27 +113,58 @@ def _merge(a: _Moments, b: _Moments) -> _Moments:
     )
 
 
-def _all_moments(blocks: Iterable[Tensor]) -> _Moments:
-    merged = None
-    for block in blocks:
-        merged = _moments(block) if merged is None else _merge(merged, _moments(block))
-    if merged is None or merged.num < 2:
-        raise ValueError("statistics over replicates need at least two replicates")
-    return merged
-
-
-def reduce_replicates(blocks: Callable[[], Iterator[Tensor]], dtype: torch.dtype) -> GradientStatistics:
+def reduce_replicates(
+    blocks: Callable[[], Iterator[Tensor]], dtype: torch.dtype, oracle: Oracle | None = None
+) -> GradientStatistics:
     """Reduce replicates of a gradient that come in blocks.
 
     `blocks()` iterates over tensors of shape [replicates, parameters], the same at each call. It is called three times:
     distances need the final mean, and the standard error of the DSNR needs its derivative by that mean. Nothing of the
     size of a block is kept in between.
     """
+    (statistics,) = reduce_together(lambda: (block.unsqueeze(0) for block in blocks()), dtype, [oracle])
+    return statistics
 
-    def doubles() -> Iterator[Tensor]:
-        return (block.double() for block in blocks())
 
-    count, mean, squares, low, high = _all_moments(doubles())
+def reduce_together(
+    blocks: Callable[[], Iterator[Tensor]], dtype: torch.dtype, oracles: Sequence[Oracle | None]
+) -> list[GradientStatistics]:
+    """Reduce blocks [estimators, replicates, parameters] as `reduce_replicates` does, with one oracle an estimator."""
+    reductions = [_reduce(dtype, oracle) for oracle in oracles]
+    for reduction in reductions:
+        next(reduction)
+    for _ in range(_PASSES - 1):
+        for block in blocks():
+            for reduction, gradients in zip(reductions, block, strict=True):
+                reduction.send(gradients.double())
+        for reduction in reductions:
+            reduction.send(None)
+    for block in blocks():
+        for reduction, gradients in zip(reductions, block, strict=True):
+            reduction.send(gradients.double())
+    return [_returned(reduction) for reduction in reductions]
+
+
+_PASSES = 3
+_Reduction = Generator[None, Tensor | None, GradientStatistics]
+
+
+def _returned(reduction: _Reduction) -> GradientStatistics:
+    try:
+        reduction.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("a reduction makes as many passes as there are")
+
+
+def _reduce(dtype: torch.dtype, oracle: Oracle | None) -> _Reduction:
+    """Be sent the blocks of each pass, then None, and return the statistics at the end of the last pass."""
+    moments = None
+    while (block := (yield)) is not None:
+        moments = _moments(block) if moments is None else _merge(moments, _moments(block))
+    if moments is None or moments.num < 2:
+        raise ValueError("statistics over replicates need at least two replicates")
+    count, mean, squares, low, high = moments
     rounding = min(_ROUNDING_EPSILONS * torch.finfo(dtype).eps, _ROUNDING_LIMIT)
     constant = high - low <= rounding * torch.maximum(low.abs(), high.abs())
     varies = ~constant
@@ -127,8 +180,9 @@ def reduce_replicates(blocks: Callable[[], Iterator[Tensor]], dtype: torch.dtype
     on_distance = torch.stack([direction, sign * share / deviation, sign * share], 1)
     on_square = torch.stack([torch.ones_like(mean), mean.abs() * share / (2 * deviation**3), share], 1)
     third, fourth, pull = (torch.zeros_like(mean) for _ in range(3))
-    influences = []
-    for block in doubles():
+    comparison = None if oracle is None else _Comparison.of(mean, (variance / count).sqrt(), oracle)
+    influences, oracle_influences = [], []
+    while (block := (yield)) is not None:
         distance = block - mean
         square = distance.square()
         third += (square * distance).sum(0)
@@ -140,11 +194,16 @@ def reduce_replicates(blocks: Callable[[], Iterator[Tensor]], dtype: torch.dtype
         pull += slope @ distance - (slope @ along) * direction
         snr_influence = snr_by_distance - snr_by_square
         influences.append(torch.stack([snr_influence, variance_influence, magnitude_influence, ratio]))
+        if comparison is not None:
+            oracle_influences.append(distance @ comparison.slopes)
     snr_influence, variance_influence, magnitude_influence, ratio = torch.cat(influences, 1)
 
     # A replicate enters the DSNR by its own ratio and, through the mean direction, by all ratios.
     pull /= count * norm
-    dsnr_influence = ratio + torch.cat([(block - mean) @ pull for block in doubles()])
+    dsnr_influences = []
+    while (block := (yield)) is not None:
+        dsnr_influences.append((block - mean) @ pull)
+    dsnr_influence = ratio + torch.cat(dsnr_influences)
 
     snr = torch.where(varies, mean.abs() / deviation, torch.nan)
     skewness, kurtosis = third / count / deviation**3, fourth / count / deviation**4
@@ -161,6 +220,8 @@ def reduce_replicates(blocks: Callable[[], Iterator[Tensor]], dtype: torch.dtype
         "grads/magnitude_se": _standard_error(magnitude_influence),
         "grads/num_constant": constant.sum(),
     }
+    if comparison is not None:
+        averages |= comparison.averages(torch.cat(oracle_influences))
     return GradientStatistics(
         mean=mean.to(dtype),
         variance=variance.to(dtype),
@@ -172,6 +233,49 @@ def reduce_replicates(blocks: Callable[[], Iterator[Tensor]], dtype: torch.dtype
         num_replicates=count,
         averages={name: float(value) for name, value in averages.items()} | _percentiles(snr[varies]),
     )
+
+
+class _Comparison(NamedTuple):
+    """The mean gradient beside its oracle; `slopes` [parameters, 2]: of bias and cosine by the mean."""
+
+    bias: Tensor
+    bias_z: Tensor
+    cosine: Tensor
+    slopes: Tensor
+    variances: Tensor  # of bias and cosine, by the oracle's own errors
+
+    @classmethod
+    def of(cls, mean: Tensor, mean_se: Tensor, oracle: Oracle) -> "_Comparison":
+        gradient, oracle_se = oracle.gradient.to(mean), oracle.se.to(mean)
+        difference, se = mean - gradient, (mean_se.square() + oracle_se.square()).sqrt()
+        z = difference / se
+        known = se > 0
+        slope = difference.sign() * torch.where(known, _folding(z.masked_fill(~known, 0.0)), 0.0) / len(mean)
+        to_mean, to_oracle = mean / mean.norm(), gradient / gradient.norm()
+        cosine = to_mean @ to_oracle
+        turn, oracle_turn = (
+            (to_oracle - cosine * to_mean) / mean.norm(),
+            (to_mean - cosine * to_oracle) / gradient.norm(),
+        )
+        by_oracle = torch.stack([slope, oracle_turn], 1) * oracle_se.unsqueeze(1)
+        return cls(
+            difference.abs().mean(),
+            z[known].square().mean().sqrt(),
+            cosine,
+            torch.stack([slope, turn], 1),
+            by_oracle.square().sum(0),
+        )
+
+    def averages(self, influences: Tensor) -> dict[str, Tensor]:
+        """Return the metrics, given the influences [replicates, 2] of replicates on bias and cosine."""
+        bias_se, cosine_se = (influences.var(0) / len(influences) + self.variances).sqrt()
+        return {
+            "grads/bias": self.bias,
+            "grads/bias_se": bias_se,
+            "grads/bias_z": self.bias_z,
+            "grads/cosine": self.cosine,
+            "grads/cosine_se": cosine_se,
+        }
 
 
 def _along_over_across(along: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,10 +35,14 @@ def repeated(name: str, run: Callable[[], object], repeats: int) -> Work:
 
 
 def measure(works: Sequence[Work], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each work, done once.
+    """Return the median seconds of each work, done once, of `rounds` turns."""
+    return {name: statistics.median(values) for name, values in turns(works, rounds).items()}
 
-    The works take turns, `rounds` times after a first turn that is not counted: what else the machine does meanwhile
-    falls on all of them.
+
+def turns(works: Sequence[Work], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each work, done once, in each of `rounds` turns.
+
+    The works take turns, after a first one that is not counted: what else the machine does meanwhile falls on all.
     """
     seconds: dict[str, list[float]] = {work.name: [] for work in works}
     for _ in range(rounds + 1):
@@ -46,7 +50,7 @@ def measure(works: Sequence[Work], rounds: int) -> dict[str, float]:
             start = time.perf_counter()
             work.run()
             seconds[work.name].append((time.perf_counter() - start) / work.repeats)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def machine() -> str:

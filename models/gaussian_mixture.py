@@ -69,6 +69,20 @@ class GaussianMixture(Template):
         log_px, log_pz, log_qz = self._tables(x)
         return _look_up(log_px, log_pz, log_qz.detach() if stop_phi else log_qz, layer)
 
+    def layer_posterior(self, x: Tensor, z: Sequence[Tensor] = ()) -> Categorical:  # noqa: ARG002 (one layer)
+        """Return q(z|x), [batch]."""
+        return Categorical(logits=self._tables(x)[2].t(), validate_args=False)
+
+    def layer_likelihood(self, x: Tensor, z: Sequence[Tensor]) -> Tensor:
+        """Return log p(x|z) for indices z [..., batch], or [..., 1] where all x share them: [..., batch]."""
+        table, (layer,) = self._tables(x)[0].t(), z
+        index = layer.expand(*layer.shape[:-1], len(x)).unsqueeze(-1)
+        return table.expand(*index.shape[:-1], -1).gather(-1, index).squeeze(-1)
+
+    def layer_prior(self) -> Categorical:
+        """Return p(z)."""
+        return Categorical(logits=self.prior.logits, validate_args=False)
+
     def diagnostics(self, x: Tensor, dataset: GaussianMixtureData) -> dict[str, Tensor]:
         """Return the errors of q(z|x) (mean over x) and of p(z): L2 norms between probability vectors.
 

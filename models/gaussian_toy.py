@@ -25,6 +25,8 @@ class GaussianToy(Template):
     (s^2 = 2/3, as the text of Rainforth et al. has it).
     """
 
+    has_units = False
+
     def __init__(self, dim: int = 20, scale: Scale = "std"):
         super().__init__()
         if dim < 1:
@@ -41,31 +43,32 @@ class GaussianToy(Template):
         """Draw z [mc, iw, batch, D] for x [batch, D], with its log-densities; z itself is built when it is read.
 
         Each log-density is a quadratic form of z - mean_i. As z = m + s eps, and abs(s eps + d)^2 =
-        s^2 abs(eps)^2 + 2 s eps.d + abs(d)^2 with d = m - mean_i, one batched product serves all three of them, and
-        another their backward pass.
+        s^2 abs(eps)^2 + 2 s eps.d + abs(d)^2 with d = m - mean_i, a batched product serves those of p, and another that
+        of q, where d is 0: it is there for the gradient alone. So the backward pass goes over the particles for q only,
+        unless mu or a reparameterised z has a gradient.
         """
         self._check(x)
         batch, (mc, iw) = len(x), sample_shape
         qz_mean = F.linear(x, self.A, self.b)
         z_mean = qz_mean if reparam else qz_mean.detach()
         eps = torch.randn(batch, mc * iw, self.dim, dtype=x.dtype, device=x.device)
-
-        # A reparameterised z - qz_mean is s eps, whatever the parameters.
-        offset_qz = torch.zeros_like(qz_mean) if reparam else z_mean - qz_mean
-        offsets = torch.stack([z_mean - x, z_mean - self.mu, offset_qz], dim=1)
         norms = self.std**2 * torch.linalg.vector_norm(eps, dim=-1).square().unsqueeze(1)
-        norms = norms + offsets.square().sum(-1, keepdim=True)
-        distances = torch.baddbmm(norms, offsets, eps.transpose(1, 2), alpha=2 * self.std)
+
+        def add_product(log_densities: Tensor, offsets: Tensor, std: float = 1.0) -> Tensor:
+            return torch.baddbmm(log_densities, offsets, eps.transpose(1, 2), alpha=-self.std / std**2)
+
+        offsets = torch.stack([z_mean - x, z_mean - self.mu], dim=1)
+        log_p = add_product(self._log_normal(norms + offsets.square().sum(-1, keepdim=True)), offsets)
+        log_q = self._log_normal(norms, self.std)
+        if not reparam:  # otherwise z - qz_mean is s eps, whatever the parameters
+            log_q = add_product(log_q, (z_mean - qz_mean).unsqueeze(1), self.std)
         # Taken apart before they are permuted, so that their gradients meet in the layout that bmm is fast with.
-        to_x, to_pz, to_qz = (distance.view(batch, mc, iw).permute(1, 2, 0) for distance in distances.unbind(1))
+        log_px, log_pz, log_qz = (
+            row.view(batch, mc, iw).permute(1, 2, 0) for row in (*log_p.unbind(1), *log_q.unbind(1))
+        )
 
         return Output(
-            {
-                "log_px": self._log_normal(to_x),
-                "log_pz": (self._log_normal(to_pz),),
-                "log_qz": (self._log_normal(to_qz, self.std),),
-                "reparam": reparam,
-            },
+            {"log_px": log_px, "log_pz": (log_pz,), "log_qz": (log_qz,), "reparam": reparam},
             {
                 "z": lambda _: [z_mean + self.std * eps.view(batch, mc, iw, self.dim).permute(1, 2, 0, 3)],
                 "px": lambda output: Normal(output["z"][0], 1.0, validate_args=False),

@@ -1,32 +1,56 @@
 """Draw particles from any model, and their log-densities in one shape: [mc, iw, batch]."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Distribution, Transform
+from torch.distributions.transforms import _InverseTransform
+
+from models.template import Template
 
 KEYS = ("px", "z", "qz", "pz")
 GRADIENT_OPTIONS = ("reparam", "zgrads")
 
 
 class Particles(NamedTuple):
-    """Particles z ~ q(z|x): their log-densities, each [mc, iw, batch], z's layer by layer, and the model's output."""
+    """Particles z ~ q(z|x): their log-densities, each [mc, iw, batch], z's layer by layer, and where they come from.
+
+    model: what drew them; output: what its forward returned; x: the observations [batch, ...].
+    """
 
     log_px: Tensor
     log_pz: tuple[Tensor, ...]
     log_qz: tuple[Tensor, ...]
     output: Mapping[str, Any]
+    model: nn.Module
+    x: Tensor
 
     @property
     def with_gradient(self) -> tuple[bool, ...]:
         """Whether each layer of z carries a gradient (a model whose z is costly says so of all under `reparam`)."""
         if "reparam" in self.output:
             return (self.output["reparam"],)
-        return tuple(layer.requires_grad for layer in _layers(self.output["z"]))
+        return tuple(layer.requires_grad for layer in layers_of(self.output["z"]))
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether some layer of z is made of integers, or of bits."""
+        integers = not all(layer.is_floating_point() for layer in layers_of(self.output["z"]))
+        families = layers_of(self.output["qz"]) if "qz" in self.output else ()
+        return integers or any(isinstance(family, Bernoulli) for family in families)
+
+    def first(self, num: int) -> "Particles":
+        """Return the log-densities of the first `num` particles of each copy; `output` stays that of all of them."""
+        if num == self.log_px.shape[1]:
+            return self
+        log_pz, log_qz = (tuple(layer[:, :num] for layer in layers) for layers in (self.log_pz, self.log_qz))
+        return self._replace(log_px=self.log_px[:, :num], log_pz=log_pz, log_qz=log_qz)
 
 
 def draw_particles(model: nn.Module, x: Tensor, mc: int, iw: int, reparam: bool = False) -> Particles:
@@ -36,7 +60,8 @@ def draw_particles(model: nn.Module, x: Tensor, mc: int, iw: int, reparam: bool 
     varies fastest). `reparam` is handed to the forward under the names that it takes: `zgrads`, `reparam`, or both
     where it takes **kwargs.
 
-    Raises ValueError, naming the model's class, when its output lacks a key or has log-densities of a wrong shape.
+    Raises ValueError, naming the model's class, when its output lacks a key, a distribution that has a log_prob, or
+    log-densities of the right shape.
     """
     leading: tuple[int, ...]
     names_sample_shape, options = _interface(type(model).forward)
@@ -44,7 +69,7 @@ def draw_particles(model: nn.Module, x: Tensor, mc: int, iw: int, reparam: bool 
     if names_sample_shape:
         output = model(x, sample_shape=(mc, iw), **arguments)
         if "log_px" in output:
-            return Particles(output["log_px"], output["log_pz"], output["log_qz"], output)
+            return Particles(output["log_px"], output["log_pz"], output["log_qz"], output, model, x)
         values, leading = x.expand(mc, iw, *x.shape), (mc, iw, x.shape[0])
     else:
         values = x.expand(mc, iw, *x.shape).reshape(-1, *x.shape[1:])
@@ -56,14 +81,142 @@ def draw_particles(model: nn.Module, x: Tensor, mc: int, iw: int, reparam: bool 
     shape = (mc, iw, x.shape[0])
 
     def by_layer(key: str) -> tuple[Tensor, ...]:
-        pairs = zip(_layers(output[key]), _layers(output["z"]), strict=True)
+        pairs = zip(layers_of(output[key]), layers_of(output["z"]), strict=True)
         return tuple(
-            _log_prob(distribution, z, leading, f"{name}: {key}[{i}]").reshape(shape)
+            log_prob_of(distribution, z, leading, f"{name}: {key}[{i}]").reshape(shape)
             for i, (distribution, z) in enumerate(pairs)
         )
 
-    log_px = _log_prob(output["px"], values, leading, f"{name}: px").reshape(shape)
-    return Particles(log_px, by_layer("pz"), by_layer("qz"), output)
+    log_px = log_prob_of(output["px"], values, leading, f"{name}: px").reshape(shape)
+    return Particles(log_px, by_layer("pz"), by_layer("qz"), output, model, x)
+
+
+def densities_with_stopped_q(particles: Particles, scale: Tensor | None = None) -> Particles:
+    """Return the particles with log-densities in which q's own parameters are constants; z keeps its gradient.
+
+    What is left of d log q(z|x) / d phi runs through z, between its layers too. With `scale` [mc, iw, batch], a
+    constant, the gradient of a particle's log-densities by its z is multiplied by the particle's own: it reaches phi
+    scaled and theta as it is. In a hierarchy that happens once on every way to phi, as the draw of a layer from the
+    ones before it lies outside of what is scaled.
+
+    A model of one layer whose forward returned `stopped` is asked for log p(z) and log q, and keeps its p(x|z).
+    One whose `log_prob` takes `stop_phi` is asked for them: everything is evaluated anew at the z that were drawn.
+    A model of one layer may have its forward alone: q is copied with every tensor in it detached, whatever its family.
+
+    Raises ValueError, naming the model's class, where neither is possible: several layers, or densities without their
+    distributions, and no such `log_prob`; a log q that still depends on more than z, as that of a distribution which
+    hides its parameters in a function or a module; with `scale`, a p(x|z) of another tensor than the z returned.
+    """
+    model, name, shape = particles.model, type(particles.model).__name__, particles.log_px.shape
+    names_sample_shape, _ = _interface(type(model).forward)
+    layers = layers_of(particles.output["z"])
+    if "stopped" in particles.output:
+        log_pz, log_qz = particles.output["stopped"](lambda point: _alias(point[:, : shape[1]], scale))
+        log_px = particles.log_px if scale is None else _scaled_by_z(particles.log_px, layers[0], scale, name)
+        return particles._replace(log_px=log_px, log_pz=(log_pz,), log_qz=(log_qz,))
+    log_prob = getattr(type(model), "log_prob", Template.log_prob)
+    if _stops_phi(log_prob):
+        mc, iw, batch = shape
+        chosen = [z if names_sample_shape else z.unflatten(0, (mc, -1, batch)) for z in layers]
+        aliases = [_alias(z[:, :iw], scale) for z in chosen]
+        log_px, log_pz, log_qz = model.log_prob(particles.x, aliases, stop_phi=True)  # type: ignore[operator]
+        for density in (log_px, *log_pz, *log_qz):
+            if density.shape != shape:
+                raise ValueError(f"{name}: log_prob returned {list(density.shape)}, expected {list(shape)} of each")
+        if any(_depends_on_more(density, aliases) for density in log_qz):
+            raise ValueError(f"{name}: log_prob(x, z, stop_phi=True) has log q of more than z; detach q's parameters")
+        return particles._replace(log_px=log_px, log_pz=tuple(log_pz), log_qz=tuple(log_qz))
+
+    lack = "which it lacks," if log_prob is Template.log_prob else "and its own takes no stop_phi,"
+    lacking = f"{name}: only log_prob(x, z, stop_phi=False), {lack} tells q's own parameters from z"
+    if len(layers) > 1:
+        raise ValueError(f"{lacking} in a model of {len(layers)} layers")
+    if missing := [key for key in ("qz", "pz") if key not in particles.output]:
+        raise ValueError(f"{lacking} where forward returns no {' and no '.join(missing)}")
+    (z,), (qz,), (pz,) = layers, layers_of(particles.output["qz"]), layers_of(particles.output["pz"])
+    leading = tuple(shape) if names_sample_shape else (shape.numel(),)
+    scale = None if scale is None else scale.reshape(leading)
+    alias = _alias(z, scale)
+    log_qz = log_prob_of(_with_constants(qz), alias, leading, f"{name}: qz[0]").reshape(shape)
+    if _depends_on_more(log_qz, [alias]):
+        raise ValueError(f"{lacking} where {type(qz).__name__} has other parameters than the tensors in it")
+    if scale is None:
+        return particles._replace(log_qz=(log_qz,))
+    log_pz = log_prob_of(pz, alias, leading, f"{name}: pz[0]").reshape(shape)
+    return particles._replace(log_px=_scaled_by_z(particles.log_px, z, scale, name), log_pz=(log_pz,), log_qz=(log_qz,))
+
+
+@lru_cache
+def _stops_phi(log_prob: Callable) -> bool:
+    """Return whether a model's log_prob is its own and takes `stop_phi`."""
+    return log_prob is not Template.log_prob and "stop_phi" in inspect.signature(log_prob).parameters
+
+
+def _alias(z: Tensor, scale: Tensor | None) -> Tensor:
+    """Return z under another name, whose gradient is multiplied by each particle's scale before it becomes z's."""
+    alias = z.view_as(z)
+    if scale is not None and alias.requires_grad:
+        factor = _over(scale, z)
+        alias.register_hook(lambda gradient: factor * gradient)
+    return alias
+
+
+def _over(scale: Tensor, z: Tensor) -> Tensor:
+    """Return one number a particle with as many dimensions as z."""
+    return scale.reshape(scale.shape + (1,) * (z.dim() - scale.dim()))
+
+
+def _scaled_by_z(log_px: Tensor, z: Tensor, scale: Tensor, name: str) -> Tensor:
+    """Return log p(x|z) of the draw, whose graph cannot be entered, with its gradient by z multiplied.
+
+    A hook on z itself would also reach what others make of z: further estimates from the same particles, a user's own
+    term of the loss. So the gradient is computed, and what it lacks is added: to rounding the same.
+    """
+    if not z.requires_grad:
+        return log_px
+    # Where log p(x|z) is -inf it has no gradient; clamp keeps out what autograd would make of it.
+    total = log_px.clamp(min=torch.finfo(log_px.dtype).min).sum()
+    by_z = None
+    if total.requires_grad:
+        (by_z,) = torch.autograd.grad(total, z, retain_graph=True, allow_unused=True)
+    if by_z is None:
+        raise ValueError(f"{name}: px does not depend on the z that forward returned; return the tensor that px is of")
+    if scale.dim() == 3:  # of the first particles of each copy
+        by_z, z = by_z[:, : log_px.shape[1]], z[:, : log_px.shape[1]]
+    lacking = ((_over(scale, z) - 1) * by_z.detach() * z).reshape(*scale.shape, -1).sum(-1).reshape(log_px.shape)
+    return log_px + (lacking - lacking.detach())
+
+
+def _with_constants(part: Any) -> Any:
+    """Return a copy of a distribution, or of a part of one, with every tensor in it detached."""
+    if isinstance(part, Tensor):
+        return part.detach()
+    if isinstance(part, list):
+        return [_with_constants(each) for each in part]
+    if isinstance(part, tuple) and not isinstance(part, torch.Size):
+        return tuple(_with_constants(each) for each in part)
+    if isinstance(part, _InverseTransform):
+        return _with_constants(part.inv).inv  # copied by itself it would lose the transform that it inverts
+    if not isinstance(part, Distribution | Transform):
+        return part
+    constant = copy.copy(part)
+    vars(constant).update({name: _with_constants(value) for name, value in vars(constant).items()})
+    return constant
+
+
+def _depends_on_more(value: Tensor, known: Sequence[Tensor]) -> bool:
+    """Return whether `value` has a gradient that comes through none of the known tensors."""
+    seen = {tensor.grad_fn for tensor in known}
+    nodes = [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if not node.next_functions:
+            return True
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+    return False
 
 
 @lru_cache
@@ -81,24 +234,26 @@ def _check_output(output: Any, model: str) -> None:
     missing = [key for key in KEYS if key not in output]
     if missing:
         raise ValueError(f"{model}: forward's output lacks {', '.join(map(repr, missing))}; it has {sorted(output)}")
-    layers = [len(_layers(output[key])) for key in ("z", "qz", "pz")]
+    layers = [len(layers_of(output[key])) for key in ("z", "qz", "pz")]
     if len(set(layers)) > 1:
         raise ValueError(
             f"{model}: forward returned {layers[0]} z, {layers[1]} qz, {layers[2]} pz; one of each a layer"
         )
 
 
-def _layers(value: Any) -> Sequence[Any]:
+def layers_of(value: Any) -> Sequence[Any]:
     """Return the layers of z, qz or pz; a model of one layer may give it without a list."""
     return value if isinstance(value, list | tuple) else (value,)
 
 
-def _log_prob(distribution: Distribution, value: Tensor, leading: tuple[int, ...], name: str) -> Tensor:
+def log_prob_of(distribution: Distribution, value: Tensor, leading: tuple[int, ...], name: str) -> Tensor:
     """Return log p(value), summed over all dimensions after `leading`."""
     dims = len(leading)
     shape = (*getattr(distribution, "batch_shape", ()), *getattr(distribution, "event_shape", ()))
     if value.shape != shape and shape[:dims] == leading and value.numel() == prod(shape):
         value = value.reshape(shape)  # images given as [batch, 1, 28, 28] to a p(x|z) over [batch, 784]
+    if not hasattr(distribution, "log_prob"):
+        raise ValueError(f"{name} is a {type(distribution).__name__}, which has no log_prob(value)")
     log_prob = distribution.log_prob(value)
     # More log-densities than values: two batches that were meant to be one have been broadcast against each other.
     if log_prob.shape[:dims] != leading or log_prob.numel() > value.numel():

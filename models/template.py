@@ -1,9 +1,10 @@
 """The base class of every model, and the mapping that a forward pass returns."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 
 class LogDensities(NamedTuple):
@@ -57,6 +58,9 @@ class Template(nn.Module):
     ...         return {"px": px, "z": [z], "qz": [qz], "pz": [Bernoulli(logits=self.prior)]}
     """
 
+    num_layers: int = 1  # of z
+    has_units: ClassVar[bool] = True  # whether training counts the active units of z (layers of integers have none)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """Draw z ~ q(z|x), one for each row of x [batch, ...], and return the distributions involved.
 
@@ -68,6 +72,10 @@ class Template(nn.Module):
         A forward that also names `sample_shape` gets (mc, iw), sees x once, and returns z as [mc, iw, batch, ...]; its
         mapping may carry the log-densities themselves, [mc, iw, batch]: `log_px`, and the tuples over layers `log_pz`
         and `log_qz`. Without it, x comes repeated, as [mc*iw*batch, ...].
+
+        A model of one layer that gives its log-densities may add `stopped`, with which `stl` and `dreg` evaluate p(x|z)
+        once: a function that calls its argument, a function of tensors [mc, iw, ...], on z (or on what log p(z) and log
+        q are computed from) and returns log p(z) and log q(z|x) of what comes back, q's own parameters being constants.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward(x, reparam=False, **kwargs)")
 
@@ -78,9 +86,32 @@ class Template(nn.Module):
     def log_prob(self, x: Tensor, z: Sequence[Tensor], stop_phi: bool = False) -> LogDensities:
         """Return the log-densities of x [batch, ...] and of the given z, one [mc, iw, batch, ...] for each layer.
 
-        With `stop_phi` q's own parameters are constants in log q, so that its gradient flows through z alone.
+        With `stop_phi` q's own parameters are constants in log q, so that its gradient flows through z alone, between
+        its layers too: what `stl` and `dreg` ask of a model of several layers.
         """
         raise NotImplementedError(f"{type(self).__name__} has no log_prob(x, z, stop_phi=False)")
+
+    def layer_posterior(self, x: Tensor, z: Sequence[Tensor] = ()) -> Distribution:
+        """Return q of the layer that follows those in z, of x [batch, ...]: what estimators of single nodes ask for.
+
+        z: the layers so far, each [..., batch, *rest], the later ones with more dimensions in front. The batch shape of
+        the first layer is [batch, *rest], that of any other begins as the last z does.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no layer_posterior(x, z)")
+
+    def layer_likelihood(self, x: Tensor, z: Sequence[Tensor]) -> Tensor:
+        """Return log p of what the last of z generates, [..., batch]: x where z has one layer, else the layer before.
+
+        z need not be values of its distribution: relaxed ones carry their gradient.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no layer_likelihood(x, z)")
+
+    def layer_prior(self) -> Distribution:
+        """Return p of the last layer of z, whose batch shape broadcasts to [batch, *rest]."""
+        raise NotImplementedError(f"{type(self).__name__} has no layer_prior()")
+
+    def adapt(self, x: Tensor) -> None:
+        """Set what depends on the training points x [N, ...] before anything else; nothing unless a model says so."""
 
     def diagnostics(self, x: Tensor, dataset: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """Return the model's own metrics on the points x [batch, ...] of `dataset`, by name (`group/name`)."""

@@ -214,8 +214,24 @@ def expected_weighted_score(model: EnumerableModel, num_particles: int, settings
     return gradient(surrogate, model)
 
 
+class RiemannTerms(NamedTuple):
+    """The terms of a Riemann sum over [0, 1]: at which t, and how wide."""
+
+    points: list[float]
+    widths: list[float]
+
+
+def riemann_terms(ends: Sequence[float], rule: str = "left") -> RiemannTerms:
+    """One term at the left or the right end of each interval, or half of one at both."""
+    terms = []
+    for left, right in pairwise(ends):
+        width = right - left
+        terms += {"left": [(left, width)], "right": [(right, width)]}.get(rule, [(left, width / 2), (right, width / 2)])
+    return RiemannTerms([point for point, _ in terms], [width for _, width in terms])
+
+
 def expected_thermodynamic_gradient(
-    model: EnumerableModel, num_particles: int, settings: Settings, points: Sequence[float]
+    model: EnumerableModel, num_particles: int, settings: Settings, terms: RiemannTerms
 ) -> Tensor:
     """E of Masrani et al.'s estimator: sum_t width_t (E_v[grad f] + K/(K-1) Cov_v[grad log pi_t, f]), f = log w."""
     log_w, log_q = values(model, settings)[:2]
@@ -225,21 +241,21 @@ def expected_thermodynamic_gradient(
     total = torch.zeros_like(grad_f[0])
     for particles in product(range(model.num_configurations), repeat=num_particles):
         z = list(particles)
-        for t, following in pairwise(points):
+        for t, width in zip(*terms, strict=True):
             v = (t * log_w[z]).softmax(0)
             grad_log_pi = score[z] + t * grad_f[z]
             covariance = v @ (grad_log_pi * log_w[z, None]) - (v @ grad_log_pi) * (v @ log_w[z])
             term = v @ grad_f[z] + num_particles / (num_particles - 1) * covariance
-            total = total + log_q[z].sum().exp() * (following - t) * term
+            total = total + log_q[z].sum().exp() * width * term
     return total
 
 
-def thermodynamic_integral(model: EnumerableModel, settings: Settings, points: Sequence[float]) -> Tensor:
-    """The left Riemann sum of E_{pi_t}[log w] under the exact pi_t, with graph: what K -> inf tends to."""
+def thermodynamic_integral(model: EnumerableModel, settings: Settings, terms: RiemannTerms) -> Tensor:
+    """The Riemann sum of E_{pi_t}[log w] under the exact pi_t, with graph: what K -> inf tends to."""
     log_w, log_q = values(model, settings)[:2]
     total = torch.zeros((), dtype=torch.float64)
-    for t, following in pairwise(points):
-        total = total + (following - t) * (log_q + t * log_w).softmax(0) @ log_w
+    for t, width in zip(*terms, strict=True):
+        total = total + width * (log_q + t * log_w).softmax(0) @ log_w
     return total
 
 
@@ -325,6 +341,39 @@ class OvisGamma(ControlVariate):
         v = softmax(log_w, alpha)[k]
         log_ratio = log(1 - v) - self.gamma * log(1 - 1 / len(log_w))
         return renyi(log_w, alpha) + log_ratio / (1 - alpha) - self.gamma * beta * v
+
+
+class OvisVimco(ControlVariate):
+    def __init__(self, vimco: ControlVariate, gamma: float):
+        super().__init__(vimco.settings)
+        self.vimco = vimco
+        self.gamma = gamma
+
+    def __call__(self, log_w, k, unclamped):
+        alpha, beta, _ = self.settings
+        constant = (1 - self.gamma) * log(1 - 1 / len(log_w)) / (1 - alpha)
+        return self.vimco(log_w, k, unclamped) - self.gamma * beta * softmax(log_w, alpha)[k] + constant
+
+
+class Constant(ControlVariate):
+    """A baseline: a number that knows nothing of the particles."""
+
+    def __init__(self, settings: Settings, value: float):
+        super().__init__(settings)
+        self.value = value
+
+    def __call__(self, log_w, k, unclamped):
+        return self.value
+
+
+def leave_one_out_elbo_estimate(of: "Configurations", z: Sequence[int]) -> Tensor:
+    """1/K sum_k (grad_theta log w_k + (log w_k - mean_{j != k} log w_j) h_k) of the particles z, [parameters]."""
+    num_particles, scores = len(z), torch.stack(of.scores).sum(0)
+    total = torch.zeros_like(of.grad_theta[0])
+    for k, i in enumerate(z):
+        others = [of.log_w[j] for at, j in enumerate(z) if at != k]
+        total += (of.grad_theta[i] + (of.log_w[i] - sum(others) / len(others)) * scores[i]) / num_particles
+    return total
 
 
 class OvisMonteCarlo(ControlVariate):

@@ -4,13 +4,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from estimators.bounds.diagnostics import Diagnostics
 from estimators.bounds.weights import Weights, learning_signal, log_terms, phi_surrogate, theta_surrogate, weigh
 from models.particles import Particles, draw_particles
+
+
+class Objective(NamedTuple):
+    """What the gradient of an estimate is compared with.
+
+    kind: "bound", E[L^a] of `num_particles` particles (the ELBO for one); "wake", E_{p(z|x)}[log q(z|x)]; "sleep",
+    E_{p(z, x)}[log q(z|x)]; "thermodynamic", the estimator's Riemann sum under the exact pi_t.
+    """
+
+    kind: Literal["bound", "wake", "sleep", "thermodynamic"]
+    num_particles: int = 1
 
 
 class Estimate(NamedTuple):
@@ -25,8 +36,9 @@ class BoundEstimator(nn.Module, ABC):
     """An estimator of the gradient of a bound on log p(x), for the parameters of p (theta) and of q (phi).
 
     A subclass gives `id` and `estimate`, adds the parameters of its id to the fields, and says what it needs: the
-    fewest particles, whether its bound has a Rényi form, whether z must carry a gradient. The constructor's arguments
-    are those of `estimators.get_estimator`; it raises ValueError, naming the id, what came and what would be right.
+    fewest particles, whether it has a form for alpha, beta and freebits, whether z must carry a gradient. The
+    constructor's arguments are those of `estimators.get_estimator`; it raises ValueError, naming the id, what came and
+    what would be right.
 
     num_mc: copies of the estimate, averaged.
     num_particles: K, the particles of the bound.
@@ -41,6 +53,8 @@ class BoundEstimator(nn.Module, ABC):
 
     min_particles: ClassVar[int] = 2
     takes_alpha: ClassVar[bool] = True
+    takes_beta: ClassVar[bool] = True
+    takes_freebits: ClassVar[bool] = True
     reparameterises: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -51,6 +65,8 @@ class BoundEstimator(nn.Module, ABC):
                 raise ValueError(f"{self.id}: {name} = {value!r}, expected {least} or more {what}")
         if self.freebits is not None and not isfinite(self.freebits):
             raise ValueError(f"{self.id}: freebits = {self.freebits}, expected a finite number of nats or None")
+        if self.freebits is not None and not self.takes_freebits:
+            raise ValueError(f"{self.id}: freebits = {self.freebits}, expected None: it has no form for them")
         self.alpha = self._valid_alpha(self.alpha)
         self.beta = self._valid_beta(self.beta)
         self.num_mc, self.num_particles, self.num_extra = self.mc, self.iw, 0
@@ -59,6 +75,12 @@ class BoundEstimator(nn.Module, ABC):
     @abstractmethod
     def id(self) -> str:
         """The canonical id."""
+
+    @property
+    def objectives(self) -> tuple[Objective, Objective]:
+        """What theta and phi descend: the bound of K particles, unless a subclass says otherwise."""
+        bound = Objective("bound", self.num_particles)
+        return bound, bound
 
     def forward(
         self, model: nn.Module, x: Tensor, alpha: float | None = None, beta: float | None = None
@@ -73,10 +95,42 @@ class BoundEstimator(nn.Module, ABC):
         """
         alpha = self.alpha if alpha is None else self._valid_alpha(alpha)
         beta = self.beta if beta is None else self._valid_beta(beta)
-        particles = self._draw(model, x)
+        particles = self.draw(model, x, self.num_extra)
+        return self.loss(particles, alpha, beta), Diagnostics(particles, self.num_particles), particles.output
+
+    def draw(self, model: nn.Module, x: Tensor, num_extra: int) -> Particles:
+        """Draw [num_mc, num_particles + num_extra, batch] particles for x [batch, ...], as `forward` does.
+
+        Raises ValueError where a z that must carry a gradient has none, or one that must not carries one.
+        """
+        num_drawn, name = self.num_particles + num_extra, type(model).__name__
+        needs = f"{self.id}: needs z to carry the gradient of q's parameters, and that of {name} has none"
+        try:
+            particles = draw_particles(model, x, self.num_mc, num_drawn, reparam=self.reparameterises)
+        except NotImplementedError as error:
+            if not self.reparameterises:
+                raise
+            raise ValueError(f"{needs}: its distribution has no rsample()") from error
+        except ValueError as error:
+            raise ValueError(f"{self.id}: {error}") from error
+        # Where log q has no gradient either, none is asked for: no_grad, or the gradient of p's parameters alone.
+        if not any(log_q.requires_grad for log_q in particles.log_qz):
+            return particles
+        if self.reparameterises and not all(particles.with_gradient):
+            if particles.is_discrete:
+                raise ValueError(f"{needs}: it is discrete; score function estimators take it")
+            raise ValueError(f"{needs}; use rsample() when forward is given reparam=True")
+        if not self.reparameterises and any(particles.with_gradient):
+            raise ValueError(
+                f"{self.id}: needs z without a gradient, and that of {name} carries one, which would be added to the "
+                "score's; use sample() unless forward is given reparam=True"
+            )
+        return particles
+
+    def loss(self, particles: Particles, alpha: float, beta: float) -> Tensor:
+        """Return the loss of particles [num_mc, num_particles + num_extra, batch], as `forward` does: a scalar."""
         bound, surrogate = self.estimate(particles, alpha, beta)
-        loss = (surrogate.detach() - surrogate - bound).mean()
-        return loss, Diagnostics(particles, self.num_particles), particles.output
+        return (surrogate.detach() - surrogate - bound).mean()
 
     @abstractmethod
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
@@ -97,28 +151,9 @@ class BoundEstimator(nn.Module, ABC):
     def _valid_beta(self, beta: float) -> float:
         if not 0 <= beta < inf:
             raise ValueError(f"{self.id}: beta = {beta}, expected a number that is not negative")
+        if beta != 1 and not self.takes_beta:
+            raise ValueError(f"{self.id}: beta = {beta}, expected 1: it has no form for another")
         return float(beta)
-
-    def _draw(self, model: nn.Module, x: Tensor) -> Particles:
-        num_drawn, name = self.num_particles + self.num_extra, type(model).__name__
-        needs = f"{self.id}: needs z to carry the gradient of q's parameters, and that of {name} has none"
-        try:
-            particles = draw_particles(model, x, self.num_mc, num_drawn, reparam=self.reparameterises)
-        except NotImplementedError as error:
-            if not self.reparameterises:
-                raise
-            raise ValueError(f"{needs}: its distribution has no rsample()") from error
-        # Where log q has no gradient either, none is asked for: no_grad, or the gradient of p's parameters alone.
-        if not any(log_q.requires_grad for log_q in particles.log_qz):
-            return particles
-        if self.reparameterises and not all(particles.with_gradient):
-            raise ValueError(f"{needs}; use rsample() when forward is given reparam=True")
-        if not self.reparameterises and any(particles.with_gradient):
-            raise ValueError(
-                f"{self.id}: needs z without a gradient, and that of {name} carries one, which would be added to the "
-                "score's; use sample() unless forward is given reparam=True"
-            )
-        return particles
 
 
 class ScoreFunction(BoundEstimator):
@@ -139,3 +174,15 @@ class ScoreFunction(BoundEstimator):
     @abstractmethod
     def control_variate(self, weights: Weights, beta: float) -> Tensor:
         """Return c_k - weights.shift, [mc, iw, batch] (or what broadcasts to it)."""
+
+
+class ElboEstimator(BoundEstimator):
+    """An estimator of the gradient of the ELBO, E[log w], whose K particles are K samples of it."""
+
+    takes_alpha = False
+    takes_freebits = False
+
+    @property
+    def objectives(self) -> tuple[Objective, Objective]:
+        """The ELBO for both."""
+        return Objective("bound", 1), Objective("bound", 1)

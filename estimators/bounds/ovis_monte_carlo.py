@@ -7,7 +7,7 @@ from math import floor, log
 import torch
 from torch import Tensor
 
-from estimators.bounds.base import BoundEstimator, Estimate
+from estimators.bounds.base import BoundEstimator, Estimate, Objective
 from estimators.bounds.weights import (
     FLOOR,
     Terms,
@@ -57,6 +57,12 @@ class OvisMonteCarlo(_AuxiliaryParticles):
     def id(self) -> str:
         """`ovis-S<auxiliary>`."""
         return f"ovis-S{spell(self.auxiliary)}"
+
+    @property
+    def objectives(self) -> tuple[Objective, Objective]:
+        """The bound of K particles for theta, of K - S for phi."""
+        num_main = self.num_particles - self.num_auxiliary
+        return Objective("bound", self.num_particles), Objective("bound", num_main)
 
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
         """Return L^a of all particles and the surrogate."""

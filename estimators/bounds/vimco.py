@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from estimators.bounds.base import ScoreFunction
-from estimators.bounds.weights import Weights, leave_one_out
+from estimators.bounds.weights import Weights, leave_one_out, shared
 
 
 @dataclass(eq=False, repr=False)
@@ -35,17 +35,26 @@ class Vimco(ScoreFunction):
 
     def control_variate(self, weights: Weights, beta: float) -> Tensor:  # noqa: ARG002
         """Return c_k - shift, [mc, iw, batch]."""
-        others, num_others = leave_one_out(weights), weights.num_particles - 1
-        if self.mean == "arithmetic":
-            return (others - log(num_others)) / (1 - weights.alpha)
-        replaced = torch.logaddexp(others, _mean_of_others(weights.log_w))
-        return (replaced - log(weights.num_particles)) / (1 - weights.alpha)
+        return bound_with_mean_of_others(weights, self.mean)
+
+
+@shared
+def bound_with_mean_of_others(weights: Weights, mean: str) -> Tensor:
+    """Return L^a with w_k^{1-a} replaced by the `mean` of the others', minus the shift, for every k: [mc, iw, batch].
+
+    `mean` is "arithmetic" or "geometric".
+    """
+    others, num_others = leave_one_out(weights), weights.num_particles - 1
+    if mean == "arithmetic":
+        return (others - log(num_others)) / (1 - weights.alpha)
+    replaced = torch.logaddexp(others, _mean_of_others(weights.log_w))
+    return (replaced - log(weights.num_particles)) / (1 - weights.alpha)
 
 
 def _mean_of_others(log_w: Tensor) -> Tensor:
     """Return mean_{j != k} log w_j for every k, -inf where one of the others is."""
     is_zero = log_w == -torch.inf
-    finite = log_w.masked_fill(is_zero, 0.0)
+    finite = torch.where(is_zero, 0.0, log_w)
     mean = (finite.sum(-2, keepdim=True) - finite) / (log_w.shape[-2] - 1)
     num_zero = is_zero.sum(-2, keepdim=True)
-    return mean.masked_fill(num_zero > is_zero, -torch.inf)
+    return torch.where(num_zero > is_zero, -torch.inf, mean)

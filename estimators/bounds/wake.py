@@ -1,6 +1,6 @@
 """Reweighted wake-sleep."""
 
-from estimators.bounds.base import BoundEstimator, Estimate
+from estimators.bounds.base import BoundEstimator, Estimate, Objective
 from estimators.bounds.weights import log_terms, phi_surrogate, theta_surrogate, weigh
 from models.particles import Particles
 
@@ -16,6 +16,11 @@ class WakeWake(BoundEstimator):
 
     id = "wake-wake"
     min_particles = 1
+
+    @property
+    def objectives(self) -> tuple[Objective, Objective]:
+        """The bound for theta, the wake phase for phi."""
+        return Objective("bound", self.num_particles), Objective("wake")
 
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
         """Return the bound L^a and the surrogates of both updates."""

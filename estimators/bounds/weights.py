@@ -4,10 +4,13 @@ Shapes: K particles lie on the axis -2 and the batch on the axis -1: [mc, iw, ba
 their axis. What belongs to a layer of z has the layers in front: [layers, mc, iw, batch].
 """
 
-from functools import reduce
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import reduce, wraps
 from math import log
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +19,43 @@ from models.particles import Particles
 
 # Beside exp(0) = 1, exp() of less adds nothing; divided by K, it would leave what float32 computes with at full speed.
 FLOOR = -70.0
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+_computed: ContextVar[dict[tuple, tuple[Any, Any]] | None] = ContextVar("computed", default=None)
+
+
+@contextmanager
+def computed_once() -> Iterator[None]:
+    """Let estimators of the same particles share what they compute alike: each call of a `shared` function
+    returns inside what it has returned for the very same arguments.
+    """
+    token = _computed.set({})
+    try:
+        yield
+    finally:
+        _computed.reset(token)
+
+
+def _identity(argument: Any) -> Any:
+    return argument if isinstance(argument, float | bool | str | None) else id(argument)
+
+
+def shared(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Let calls of a function be shared where `computed_once` says so."""
+
+    @wraps(function)
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        computed = _computed.get()
+        if computed is None:
+            return function(*args, **kwargs)
+        key = (function, *map(_identity, args), *((name, _identity(value)) for name, value in kwargs.items()))
+        if key not in computed:
+            # The arguments are kept with the result: the id of one that is gone could come back as another's.
+            computed[key] = function(*args, **kwargs), (args, kwargs)
+        return computed[key][0]
+
+    return call
 
 
 class Terms(NamedTuple):
@@ -71,6 +111,7 @@ class Weights(NamedTuple):
         return (self.shift + self.relative_bound).squeeze(-2)
 
 
+@shared
 def log_terms(particles: Particles, beta: float, freebits: float | None, stop_q: bool) -> Terms:
     """Return the terms of particles; with `stop_q`, log w is constant in log q (its gradient is that of log p)."""
     if freebits is None:
@@ -92,6 +133,7 @@ def relative(log_w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     return largest, difference if alpha == 0 else (1 - alpha) * difference
 
 
+@shared
 def weigh(log_w: Tensor, alpha: float) -> Weights:
     """Return the weights of particles: one exp of K numbers, from which bound and control variates follow."""
     shift, log_w = relative(log_w.detach(), alpha)
@@ -101,6 +143,7 @@ def weigh(log_w: Tensor, alpha: float) -> Weights:
     return Weights(alpha, shift, log_w, w, total, w / total, relative_bound)
 
 
+@shared
 def leave_one_out(weights: Weights) -> Tensor:
     """Return log sum_{j != k} w_j for every k, [mc, iw, batch], in linear time and memory; -inf where nothing is left.
 
@@ -108,7 +151,7 @@ def leave_one_out(weights: Weights) -> Tensor:
     others are summed anew, relative to their own maximum: exact to rounding at any gap.
     """
     dominant = weights.w_norm > 0.5
-    largest, others = relative(weights.log_w.masked_fill(dominant, -torch.inf), alpha=0.0)
+    largest, others = relative(torch.where(dominant, -torch.inf, weights.log_w), alpha=0.0)
     others = largest + others.clamp(min=FLOOR).exp().sum(-2, keepdim=True).log()
     rest = (weights.total - weights.w).clamp(min=0.5).log()
     return torch.where(dominant, others, rest)
@@ -121,11 +164,19 @@ def learning_signal(weights: Weights, slope: Tensor | float, control_variate: Te
     particles alone, the mean of the estimate stays the same. Where all weights are zero, there is no bound to raise and
     the signal is 0.
     """
-    bound = weights.relative_bound
-    centred = torch.where(control_variate > -torch.inf, bound - control_variate, bound + weights.shift)
-    return (centred - slope * weights.w_norm).masked_fill(weights.shift == -torch.inf, 0.0)
+    uncentred, least, share = _uncentred(weights, slope)
+    return torch.where(control_variate > least, weights.relative_bound - control_variate - share, uncentred)
 
 
+@shared
+def _uncentred(weights: Weights, slope: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the learning signal for c_k = 0, what every c_k - shift that counts is above, and beta m_{k,l} v_k."""
+    share, is_nothing = slope * weights.w_norm, weights.shift == -torch.inf
+    signal = torch.where(is_nothing, 0.0, weights.relative_bound + weights.shift - share)
+    return signal, torch.where(is_nothing, torch.inf, -torch.inf), share
+
+
+@shared
 def theta_surrogate(coefficients: Tensor, log_w: Tensor) -> Tensor:
     """Return sum_k coefficient_k log w_k, [mc, batch], finite where some log w_k is -inf."""
     return (coefficients * log_w.clamp(min=torch.finfo(log_w.dtype).min)).sum(-2)
@@ -134,3 +185,29 @@ def theta_surrogate(coefficients: Tensor, log_w: Tensor) -> Tensor:
 def phi_surrogate(coefficients: Tensor, log_q: Tensor) -> Tensor:
     """Return sum_{k,l} coefficient_{k,l} log q_{k,l}, [mc, batch]; the coefficients may be one for all layers."""
     return (coefficients * log_q).sum((0, -2))
+
+
+class Possible(NamedTuple):
+    """Particles of the ELBO, each a sample of its own; those of weight zero, where it is -inf, are left out.
+
+    log_w: log w_k - max_j log w_j, 0 for those left out, [mc, iw, batch].
+    is_in: 1, or 0 for those left out, [mc, iw, batch].
+    num: how many are in, at least 1, [mc, 1, batch].
+    """
+
+    log_w: Tensor
+    is_in: Tensor
+    num: Tensor
+
+    def centre(self, values: Tensor) -> Tensor:
+        """Return values [mc, iw, batch] minus their mean, 0 for those left out."""
+        mean = (values * self.is_in).sum(-2, keepdim=True) / self.num
+        return (values - mean) * self.is_in
+
+
+def possible(log_w: Tensor) -> Possible:
+    """Return the particles whose weight is not zero, as numbers without gradient."""
+    _, log_w = relative(log_w.detach(), alpha=0.0)
+    is_zero = log_w == -torch.inf
+    is_in = (~is_zero).to(log_w.dtype)
+    return Possible(log_w.masked_fill(is_zero, 0.0), is_in, is_in.sum(-2, keepdim=True).clamp(min=1.0))

@@ -8,7 +8,8 @@ from torch import nn
 from torch.distributions import Dirichlet, Distribution, Normal
 
 import analysis.gradients
-from analysis.gradients import gradient_statistics, select_parameters
+import analysis.replicates
+from analysis.gradients import Measurement, gradient_statistics, select_parameters
 from analysis.statistics import reduce_replicates
 from errors import UserError
 from estimators import get_estimator
@@ -78,6 +79,7 @@ def test_replicates_of_a_block_are_independent():
     torch.testing.assert_close(spread / reported, torch.ones_like(spread), rtol=0, atol=0.2)
 
 
+@pytest.mark.slow
 def test_standard_errors_of_the_averages_are_the_spread_over_seeds():
     """200 seeds: the empirical spread is known to 5% (for normal values); four of them allowed."""
     model, x = foreign("Bernoulli")
@@ -96,29 +98,20 @@ def test_same_seed_same_numbers():
     assert not torch.equal(first.mean, gradient_statistics(ImportanceWeighted(), model, x, 120, seed=4).mean)
 
 
-def test_full_blocks_do_not_depend_on_the_number_of_replicates(monkeypatch):
-    seen = []
-
-    def spy(blocks, dtype):
-        seen.append(list(blocks()))
-        return reduce_replicates(blocks, dtype)
-
-    monkeypatch.setattr(analysis.gradients, "reduce_replicates", spy)
+def test_full_blocks_do_not_depend_on_the_number_of_replicates():
     model, x = foreign("Normal")
-    for num in (25, 30):
-        gradient_statistics(ImportanceWeighted(), model, x, num, block_size=10)
-    short, long = seen
-    assert [len(block) for block in short] == [10, 10, 5]
-    assert [len(block) for block in long] == [10, 10, 10]
-    assert all(torch.equal(a, b) for a, b in zip(short[:2], long[:2], strict=True))
-    assert not torch.equal(long[0], long[1])
+    short, long = (Measurement([ImportanceWeighted()], model, x, num, block_size=10) for num in (25, 30))
+    assert [short.block(i).shape for i in range(short.num_blocks)] == [(1, 10, 12), (1, 10, 12), (1, 5, 12)]
+    assert [long.block(i).shape for i in range(long.num_blocks)] == [(1, 10, 12)] * 3
+    assert all(torch.equal(short.block(i), long.block(i)) for i in range(2))
+    assert not torch.equal(long.block(0), long.block(1))
 
 
 @pytest.mark.parametrize("block_size", [None, 1, 7])
 def test_kept_or_drawn_again_is_the_same(monkeypatch, block_size):
     model, x = foreign("Gamma")
     kept = gradient_statistics(ImportanceWeighted(), model, x, 50, block_size=block_size)
-    monkeypatch.setattr(analysis.gradients, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(analysis.gradients, "KEPT_BYTES", 0)
     assert_same(kept, gradient_statistics(ImportanceWeighted(), model, x, 50, block_size=block_size))
 
 
@@ -254,7 +247,7 @@ def test_memory_does_not_decide(monkeypatch):
             raise torch.OutOfMemoryError("no room")
         return torch.ones(count, 12)
 
-    monkeypatch.setattr(analysis.gradients._Replicates, "vectorised", vectorised)
+    monkeypatch.setattr(analysis.replicates.Replicates, "vectorised", vectorised)
     model, x = foreign("Normal")
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         gradient_statistics(ImportanceWeighted(), model, x, 10)

@@ -1,9 +1,10 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from analysis.statistics import GradientStatistics, reduce_replicates
+from analysis.statistics import GradientStatistics, Oracle, reduce_replicates
 
 METRICS = ("grads/snr", "grads/dsnr", "grads/variance", "grads/magnitude")
 
@@ -52,6 +53,7 @@ def test_variance_of_gradients_far_from_zero():
     torch.testing.assert_close(stats.variance, noise.var(0), rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_over_runs():
     """500 runs: the empirical spread is known to 1/sqrt(1000) = 3.2% (for normal values); four of them allowed."""
     generator = torch.Generator().manual_seed(3)
@@ -121,6 +123,30 @@ def test_one_parameter_has_nothing_across():
     summary = reduce(torch.randn(50, 1, generator=torch.Generator().manual_seed(7))).summary()
     assert summary["grads/dsnr"] == math.inf
     assert math.isfinite(summary["grads/snr_se"])
+
+
+def test_standard_errors_of_bias_and_cosine_are_their_spread():
+    """Over 200 seeds, whose spread is known to 1 / sqrt(400) of itself, 5%: to 20%, then. The oracle has errors too.
+
+    Every parameter's bias is 7 standard errors or more, so that abs() is a straight line, and the angle to the oracle
+    is wide, so that the cosine is one too. The bound on the mean is what the curvature of the cosine leaves.
+    """
+    generator = torch.Generator().manual_seed(11)
+    truth = torch.tensor([3.0, 0.7, -1.5, -2.0], dtype=torch.float64)
+    se = torch.full_like(truth, 0.1)
+    names = ("grads/bias", "grads/bias_se", "grads/cosine", "grads/cosine_se")
+    rows = []
+    for _ in range(200):
+        oracle = Oracle(truth + se * torch.randn(4, generator=generator, dtype=torch.float64), se, "reference")
+        gradients = skewed(200, generator)
+        summary = reduce_replicates(partial(iter, [gradients]), gradients.dtype, oracle).summary()
+        rows.append([summary[name] for name in names])
+    bias, bias_se, cosine, cosine_se = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    assert bias.std() / bias_se.square().mean().sqrt() == pytest.approx(1, abs=0.2)
+    assert cosine.std() / cosine_se.square().mean().sqrt() == pytest.approx(1, abs=0.2)
+    mean = torch.tensor([1.0, -0.8, 0.5, 1.5], dtype=torch.float64)
+    assert abs(bias.mean() - (mean - truth).abs().mean()) < 4.5 * bias.std() / 200**0.5
+    assert abs(cosine.mean() - mean @ truth / mean.norm() / truth.norm()) < 0.4 * cosine.std()
 
 
 def test_a_replicate_of_zeros_counts_nothing_in_the_dsnr():

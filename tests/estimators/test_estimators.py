@@ -28,7 +28,18 @@ def test_a_config_builds_the_estimator():
         "ovis-S3",
         "ovis-S0.2-exclusive",
         "wake-wake",
+        "wake-sleep",
+        "rloo",
+        "vargrad",
+        "reinforce-baseline",
+        "nvil",
+        "ovis-geometric-gamma0.3",
         "tvo-part3-beta1.5",
+        "tvo-part3",
+        "tvo-part3-right",
+        "tvo-part3-beta1.5-trapz",
+        "tvo-part3-config1",
+        "tvo-part3-linear-trapz",
     ],
 )
 def test_an_estimator_knows_its_id(id: str):

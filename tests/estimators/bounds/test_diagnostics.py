@@ -5,6 +5,7 @@ import torch
 
 from estimators import get_estimator
 from estimators.bounds.diagnostics import NAMES, Diagnostics
+from models import Template
 from models.particles import Particles
 from tests import oracles
 from tests.oracles import Hierarchy
@@ -51,7 +52,7 @@ def test_particles_beside_those_of_the_bound_do_not_count():
 def test_pathwise_ones_are_of_all_particles():
     log_px = torch.tensor([0.0, math.log(3)], dtype=torch.float64).view(1, 2, 1)
     zero = torch.zeros_like(log_px)
-    diagnostics = Diagnostics(Particles(log_px, (zero,), (zero,), {}), 2)
+    diagnostics = Diagnostics(Particles(log_px, (zero,), (zero,), {}, Template(), torch.zeros(1)), 2)
     assert diagnostics["loss/L_k"].item() == pytest.approx(math.log(2))
     assert diagnostics["loss/ess"].item() == pytest.approx(1 / (0.25**2 + 0.75**2))
 
@@ -71,5 +72,5 @@ def test_they_are_scalars_without_gradient_and_computed_when_read():
 def test_the_effective_sample_size_lies_between_one_and_k(spread: float):
     log_px = spread * torch.arange(4.0).view(1, 4, 1)
     zero = torch.zeros_like(log_px)
-    ess = Diagnostics(Particles(log_px, (zero,), (zero,), {}), 4)["loss/ess"].item()
+    ess = Diagnostics(Particles(log_px, (zero,), (zero,), {}, Template(), torch.zeros(1)), 4)["loss/ess"].item()
     assert ess == pytest.approx(4.0 if spread == 0 else 1.0)

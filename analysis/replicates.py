@@ -1,0 +1,308 @@
+"""One replicate after another of the gradients of estimators, drawn from torch's random state as it is.
+
+`Replicates` differentiates the loss of one estimator; `CommonReplicates` those of several on the same particles.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from itertools import compress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vjp, vmap
+from torch.nn.parameter import is_lazy
+
+from analysis.vectorise import LargestTensor, distributions_under_vmap
+from errors import UserError
+from estimators.bounds.base import BoundEstimator
+from estimators.bounds.weights import computed_once
+from models.particles import Particles
+
+# A block holds as many replicates as give its largest tensor this many bytes, and never more than the second number:
+# smaller blocks pay for dispatch, larger ones leave the caches.
+_BLOCK_BYTES = 2**22
+_BLOCK_REPLICATES = 500
+
+
+def evaluation_copy(estimator: nn.Module, model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a copy in evaluation mode; parameters that take their shapes from the first x have them."""
+    clone = copy.deepcopy(estimator).eval()
+    if any(is_lazy(parameter) for parameter in clone.parameters()):
+        with torch.no_grad():
+            clone(model, x)
+    return clone
+
+
+class _Loss(nn.Module):
+    """The loss as a function of the parameters and buffers of both the model and the estimator."""
+
+    def __init__(self, estimator: nn.Module, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.estimator = estimator
+
+    def forward(self, x: Tensor) -> Tensor:
+        loss, _, _ = self.estimator(self.model, x)
+        return loss
+
+
+class Replicates:
+    """Draws gradients of the loss by the named parameters, flat, from torch's random state as it is."""
+
+    def __init__(self, estimators: Sequence[nn.Module], model: nn.Module, x: Tensor, names: Sequence[str]):
+        parameters = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
+        self._estimators, self._model = estimators, model
+        self._loss = _Loss(estimators[0], model)
+        self._x = x
+        self._selected = {name: parameters[name].detach() for name in (f"model.{name}" for name in names)}
+        self._variables = {name: p for name, p in self._selected.items() if parameters[name].requires_grad}
+        self.dtype = reduce(torch.promote_types, (p.dtype for p in self._selected.values()))
+        self.num_parameters = sum(p.numel() for p in self._selected.values())
+        self.nbytes = self.num_parameters * self.dtype.itemsize
+
+    def evaluate_once(self) -> int:
+        """Return the block size that fits the shapes of one evaluation.
+
+        The user's own errors show here as they are, and what an estimator builds on its first x is built.
+        """
+        with LargestTensor() as largest:
+            loss = self._evaluate(self._leaves())
+        _check_scalar(loss, self._estimators[0])
+        return min(max(_BLOCK_BYTES // max(largest.nbytes, self.nbytes), 1), _BLOCK_REPLICATES)
+
+    def can_be_vectorised(self) -> bool:
+        """Return whether torch.func.vmap takes the estimator and the model, with a warning where it does not."""
+        try:
+            self.vectorised(2)
+        except Exception as error:  # vmap's refusals have no type of their own
+            model = type(self._model).__name__
+            estimator = ", ".join(type(estimator).__name__ for estimator in self._estimators)
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"the gradient of {estimator} on {model} is drawn one replicate at a time, as with block_size=1: "
+                f"torch.func.vmap refuses it ({reason})",
+                stacklevel=3,
+            )
+            return False
+        return True
+
+    def vectorised(self, count: int) -> Tensor:
+        """Return `count` independent replicates, [count, estimators, parameters]."""
+
+        def replicate(index: Tensor) -> Tensor:
+            with distributions_under_vmap(index):
+                return self._gradients()
+
+        with warnings.catch_warnings():
+            # vmap runs an operation that it does not know once for each replicate: slower, and no user's concern.
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            return vmap(replicate, randomness="different")(torch.zeros(count, device=self._x.device))
+
+    def single(self) -> Tensor:
+        """Return one replicate, [estimators, parameters], without vmap."""
+        leaves = self._leaves()
+        return self._backward([self._evaluate(leaves)], leaves).unsqueeze(0)
+
+    def _gradients(self) -> Tensor:
+        """Return the gradients [estimators, parameters] of one replicate by torch.func."""
+        return self._flat(grad(self._evaluate)(self._variables)).unsqueeze(0)
+
+    def _leaves(self) -> dict[str, Tensor]:
+        return {name: p.detach().requires_grad_() for name, p in self._variables.items()}
+
+    def _evaluate(self, variables: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss as a function of the variables alone."""
+        return _call(self._loss, variables, self._x)
+
+    def _backward(
+        self, outputs: Sequence[Tensor], leaves: Mapping[str, Tensor], cotangents: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Return the flat gradient of the outputs that have one, whose graph is kept."""
+        if not any(output.requires_grad for output in outputs):
+            return self._flat({})
+        gradients = torch.autograd.grad(
+            outputs, list(leaves.values()), cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return self._flat(dict(zip(leaves, gradients, strict=True)))
+
+    def _flat(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([gradients.get(name, torch.zeros_like(p)).flatten() for name, p in self._selected.items()])
+
+
+def _call(module: nn.Module, variables: Mapping[str, Tensor], *arguments: Any) -> Any:
+    """Call a module as a function of the variables alone; what it writes to a buffer goes to a copy."""
+    fixed = {name: p.detach() for name, p in module.named_parameters() if name not in variables}
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    return functional_call(module, (dict(variables), fixed, buffers), arguments)
+
+
+def _check_scalar(loss: Tensor, estimator: nn.Module) -> None:
+    if loss.dim() > 0:
+        shape, name = list(loss.shape), type(estimator).__name__
+        raise UserError(f"{name} returned a loss of shape {shape}; statistics need a scalar, the batch's mean")
+
+
+class _Drawing(nn.Module):
+    """Particles for several estimators, as a function of the parameters and buffers of the model."""
+
+    def __init__(self, estimators: Sequence[BoundEstimator], model: nn.Module):
+        super().__init__()
+        self.model = model
+        most = max(estimator.num_extra for estimator in estimators)
+        self._draw = partial(estimators[0].draw, num_extra=most)
+
+    def forward(self, x: Tensor) -> Particles:
+        return self._draw(self.model, x)
+
+
+class _Losses(nn.Module):
+    """The losses of given particles, as a function of the parameters and buffers of the estimators."""
+
+    def __init__(self, estimators: Sequence[BoundEstimator]):
+        super().__init__()
+        self.modules_of_estimators = nn.ModuleList(estimators)
+        self._estimators = tuple(estimators)
+
+    def forward(self, particles: Particles) -> list[Tensor]:
+        sizes = [estimator.num_particles + estimator.num_extra for estimator in self._estimators]
+        firsts = {size: particles.first(size) for size in set(sizes)}
+        with computed_once():
+            return [
+                estimator.loss(firsts[size], estimator.alpha, estimator.beta)
+                for estimator, size in zip(self._estimators, sizes, strict=True)
+            ]
+
+
+class _JointLosses(nn.Module):
+    """Both: the losses on common particles."""
+
+    def __init__(self, drawing: _Drawing, losses: _Losses):
+        super().__init__()
+        self.model, self.losses = drawing.model, losses
+        # In a tuple, where it is no submodule: functional_call does not give a model back that it meets twice.
+        self._drawing = (drawing,)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.losses(self._drawing[0](x))
+
+
+def _vjp(
+    function: Callable[[Mapping[str, Tensor]], list[Tensor]], variables: Mapping[str, Tensor]
+) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Mapping[str, Tensor]]]:
+    """Return the value of a function and its pull-back, which maps cotangents to gradients by the variables."""
+    values, pull_back = vjp(function, variables)[:2]
+    return values, lambda cotangents: pull_back(list(cotangents))[0]
+
+
+class CommonReplicates(Replicates):
+    """The same for the losses of several estimators on common particles.
+
+    Where all of them are functions of the particles' log-densities alone, those are computed once, each loss is
+    differentiated by them, and the model's own backward pass takes each derivative on. A loss that also depends on the
+    model's parameters in another way (through z, say) is differentiated whole.
+    """
+
+    def __init__(self, estimators: Sequence[BoundEstimator], model: nn.Module, x: Tensor, names: Sequence[str]):
+        super().__init__(estimators, model, x, names)
+        self._drawing = _Drawing(estimators, model)
+        self._losses = _Losses(estimators)
+        self._joint = _JointLosses(self._drawing, self._losses)
+        self._by_densities = False
+        self._connected: list[bool] = []
+
+    def evaluate_once(self) -> int:
+        """Return the block size that fits the shapes of one evaluation of each."""
+        leaves = self._leaves()
+        with LargestTensor() as largest:
+            losses = _call(self._joint, leaves, self._x)
+        for loss, estimator in zip(losses, self._estimators, strict=True):
+            _check_scalar(loss, estimator)
+        self._by_densities = self._depend_on_densities_alone(leaves)
+        nbytes = max(largest.nbytes, self.nbytes * len(self._estimators))
+        return min(max(_BLOCK_BYTES // nbytes, 1), _BLOCK_REPLICATES)
+
+    def single(self) -> Tensor:
+        """Return one replicate, [estimators, parameters], without vmap."""
+        leaves = self._leaves()
+        if not self._by_densities:
+            return torch.stack([self._backward([loss], leaves) for loss in _call(self._joint, leaves, self._x)])
+        particles = _call(self._drawing, leaves, self._x)
+        outputs = list(compress(_densities(particles), self._connected))
+        constants = [density.detach().requires_grad_() for density in _densities(particles)]
+        losses = _call(self._losses, {}, _particles(particles, constants))
+        rows = [_gradients_of(loss, list(compress(constants, self._connected))) for loss in losses]
+        return torch.stack([self._backward(outputs, leaves, row) for row in rows])
+
+    def _gradients(self) -> Tensor:
+        if not self._by_densities:
+            losses, pull_back = _vjp(lambda variables: _call(self._joint, variables, self._x), self._variables)
+            zeros = [torch.zeros_like(loss) for loss in losses]
+            return torch.stack(
+                [
+                    self._flat(pull_back([*zeros[:i], torch.ones_like(loss), *zeros[i + 1 :]]))
+                    for i, loss in enumerate(losses)
+                ]
+            )
+        if not any(self._connected):
+            return torch.stack([self._flat({}) for _ in self._estimators])
+        drawn: list[Particles] = []
+
+        def draw(variables: Mapping[str, Tensor]) -> list[Tensor]:
+            drawn.append(_call(self._drawing, variables, self._x))
+            return _densities(drawn[0])
+
+        densities, pull_back = _vjp(draw, self._variables)
+
+        def cotangents(densities: list[Tensor]) -> list[list[Tensor]]:
+            losses = _call(self._losses, {}, _particles(drawn[0], densities))
+            return [_gradients_of(loss, list(compress(densities, self._connected))) for loss in losses]
+
+        # For its level alone, on which the losses are differentiated one by one.
+        rows = map(iter, vjp(cotangents, densities)[0])
+        unconnected = [torch.zeros_like(density) for density in densities]
+        pairs = list(zip(self._connected, unconnected, strict=True))
+        return torch.stack(
+            [
+                self._flat(pull_back([next(row) if is_connected else zero for is_connected, zero in pairs]))
+                for row in rows
+            ]
+        )
+
+    def _depend_on_densities_alone(self, leaves: Mapping[str, Tensor]) -> bool:
+        """Return whether the losses reach the variables through the log-densities alone, and need nothing else."""
+        particles = _call(self._drawing, leaves, self._x)
+        self._connected = [density.requires_grad for density in _densities(particles)]
+        constants = [density.detach().requires_grad_() for density in _densities(particles)]
+        try:
+            losses = _call(self._losses, {}, _particles(particles, constants))
+        except Exception:  # an estimator that reads what the model returned
+            return False
+        direct = [
+            torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+            for loss in losses
+            if loss.requires_grad
+        ]
+        return all(gradient is None for gradients in direct for gradient in gradients)
+
+
+def _gradients_of(loss: Tensor, densities: Sequence[Tensor]) -> list[Tensor]:
+    if not densities:
+        return []
+    return list(torch.autograd.grad(loss, densities, retain_graph=True, allow_unused=True, materialize_grads=True))
+
+
+def _densities(particles: Particles) -> list[Tensor]:
+    return [particles.log_px, *particles.log_pz, *particles.log_qz]
+
+
+def _particles(like: Particles, densities: Sequence[Tensor]) -> Particles:
+    """Return particles that are nothing but log-densities: the inverse of `_densities`.
+
+    Their model is an empty one, and their output has nothing: an estimator that reads them fails.
+    """
+    num_layers = len(like.log_pz)
+    log_px, log_pz, log_qz = densities[0], densities[1 : 1 + num_layers], densities[1 + num_layers :]
+    return Particles(log_px, tuple(log_pz), tuple(log_qz), {}, nn.Module(), like.x)
