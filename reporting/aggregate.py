@@ -66,9 +66,8 @@ def select(jobs: Sequence[Job], include: Sequence[str], exclude: Sequence[str]) 
     for item, ids in chosen.items():
         if jobs and not ids:
             # There may be thousands of ids: of these only the near ones.
-            names = {word for job in jobs for word in _words(job)[1:]} | {
-                *get_close_matches(item, [j.id for j in jobs])
-            }
+            all_ids = [id for job in jobs for id in dict.fromkeys((job.id, job.origin))]
+            names = {word for job in jobs for word in _words(job)[2:]} | {*get_close_matches(item, all_ids)}
             option = "include" if item in include else "exclude"
             raise UserError(f"{option}: {item!r} names no job{near(item, names)}")
     kept = set[str]().union(*(chosen[item] for item in include)) if include else {job.id for job in jobs}
@@ -92,7 +91,7 @@ def matches(item: str, jobs: Sequence[Job]) -> set[str]:
 
 def _words(job: Job) -> list[str]:
     tags = str(job.config.get("tag") or "").replace(",", " ").split()
-    return [job.id, *tags, *(str(job.config[group]) for group in GROUPS if group in job.config)]
+    return [job.id, job.origin, *tags, *(str(job.config[group]) for group in GROUPS if group in job.config)]
 
 
 def _has_value(job: Job, key: str, value: str) -> bool:
@@ -177,10 +176,14 @@ def with_measurement_errors(
 
     `means` as `curves` gives; `errors` as `take` gives: the recorded standard errors, under their quantity's metric.
     """
-    by = [*keys, "metric", "step"]
-    own = with_keys(errors, runs, keys)[[*by, "value"]].rename(columns={"value": "own"})
+    return with_own_errors(means, with_keys(errors, runs, keys), [*keys, "metric", "step"])
+
+
+def with_own_errors(means: pd.DataFrame, errors: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Give the means of a single run the interval mean -+ 1.96 se; `errors` has the columns of `by`, and value."""
+    own = errors[[*by, "value"]].dropna(subset="value").drop_duplicates(list(by)).rename(columns={"value": "own"})
     single = means["n"] == 1
-    own_se = means[single].reset_index().merge(own, on=by, how="left").set_index("index")["own"]
+    own_se = means[single].reset_index().merge(own, on=list(by), how="left").set_index("index")["own"]
     means = means.copy()
     means.loc[single, "se"] = own_se
     means.loc[single, "low"] = means["mean"] - NORMAL * own_se
@@ -197,6 +200,14 @@ def reduce_runs(values: pd.DataFrame, pivot_metrics: Sequence[PivotMetric]) -> p
     table = pd.DataFrame(columns)
     table.index = table.index.astype(str)
     return table
+
+
+def measured_pivot(
+    numbers: pd.DataFrame, errors: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]
+) -> pd.DataFrame:
+    """Return `pivot`, where a single run has the interval of the measurement; `errors` is of the shape of `numbers`."""
+    long = errors.rename_axis(index="id").melt(var_name="metric", value_name="value", ignore_index=False).reset_index()
+    return with_own_errors(pivot(numbers, runs, keys), with_keys(long, runs, keys), [*keys, "metric"])
 
 
 def pivot(numbers: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """The figures: curves against training step, and pivot metrics against K. They draw tables and compute nothing new."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reporting import style
-from reporting.layout import Layout, curves, split
+from reporting.layout import Curve, Layout, curves, split
 from reporting.options import Metric, PivotMetric
+from reporting.published import legend
 
 Limits = Mapping[Metric, tuple[float, float]]
 
 MAX_COLUMNS = 5
 DECADE = 10.0  # the ratio of values from which an axis is logarithmic
+START, STEEP = 0.25, 3.0  # the share of the steps that is the start, and how much more than the rest it may span
 HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "linestyle": (0, (3, 2)), "linewidth": 1, "alpha": 0.7}
 HOLLOW_POINT: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "none", "markersize": 8}
 OVER_STEPS = {
@@ -44,7 +47,7 @@ def curves_figure(
     titles = list(split(table, [layout.particles]))
     chunks = [titles[start : start + MAX_COLUMNS] for start in range(0, len(titles), MAX_COLUMNS)]
     rows = [
-        (metric, scene, _on_axis(metric, part), chunk)
+        (metric, scene, in_logarithms(metric, part), chunk)
         for metric in metrics
         for scene, part in split(table[table["metric"] == str(metric)], layout.scenes).items()
         for chunk in chunks
@@ -54,9 +57,9 @@ def curves_figure(
         line = axes[i]
         cells = split(part, [layout.particles])
         for ax, title in zip(line, chunk, strict=False):
-            _fit(ax, "y", metric, part, ylims)
+            fit_axis(ax, "y", metric, without_start(metric, part), ylims)
             if title in cells:
-                _draw_curves(ax, cells[title], layout)
+                draw_curves(ax, cells[title], layout)
             if i == 0 or scene or len(chunks) > 1:
                 ax.set_title(", ".join(filter(None, [scene, title])))
             style.set_step_axis(ax, part["step"].max())
@@ -66,32 +69,88 @@ def curves_figure(
         line[0].set_ylabel(style.tall_label(metric.name, metric.split))
     for ax in axes[-1]:
         ax.set_xlabel("training step")
-    _legend(fig, [curve.handle() for curve in curves(table, layout)])
+    draw_legend(fig, [curve.handle() for curve in curves(table, layout)])
     return fig
 
 
-def _draw_curves(ax: Axes, table: pd.DataFrame, layout: Layout) -> None:
+def draw_curves(ax: Axes, table: pd.DataFrame, layout: Layout) -> None:
     """Draw means and bands into axes that have their limits; markers stand at other steps for each curve."""
     for curve in curves(table, layout):
-        rows = curve.table.sort_values("step")
-        every = max(1, len(rows) // 6)
-        colour, marker = curve.look
-        ax.plot(
-            rows["step"],
-            rows["mean"],
-            color=colour,
-            linestyle=curve.line,
-            marker=marker,
-            markevery=(curve.place % every, every),
-            markersize=4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            label=curve.label,
-        )
-        band = rows[rows["low"].notna()]
-        # The band of two seeds is nine times as wide as they are apart.
-        alpha = 0.06 if band["n"].max() == 2 else 0.14
-        ax.fill_between(band["step"], band["low"], band["high"], color=colour, alpha=alpha, linewidth=0)
+        _draw_curve(ax, curve)
+
+
+def _draw_curve(ax: Axes, curve: Curve) -> None:
+    rows = curve.table.sort_values("step")
+    every = max(1, len(rows) // 6)
+    colour, marker = curve.look
+    ax.plot(
+        rows["step"],
+        rows["mean"],
+        color=colour,
+        linestyle=curve.line,
+        marker=marker,
+        markevery=(curve.place % every, every),
+        markersize=4.5,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        label=curve.label,
+    )
+    band = rows[rows["low"].notna()]
+    # The band of two seeds is nine times as wide as they are apart.
+    alpha = 0.06 if band["n"].max() == 2 else 0.14
+    ax.fill_between(band["step"], band["low"], band["high"], color=colour, alpha=alpha, linewidth=0)
+
+
+def together_figure(table: pd.DataFrame, metric: Metric, layout: Layout, ylims: Limits) -> Figure:
+    """Draw a metric's means over seeds with their 95% bands against the step, every K in one panel, by line style.
+
+    Estimators have colours; the other keys have a panel for each combination of theirs, and panels of one scene share
+    their y axis. `table` is that of `aggregate.curves`.
+    """
+    lines = particle_lines(table, layout)
+    only = next(iter(lines)) if len(lines) == 1 else ""
+    panels = [
+        (", ".join(filter(None, [scene, title, only])), part, whole)
+        for scene, whole in split(in_logarithms(metric, table), layout.scenes).items()
+        for title, part in split(whole, layout.series[1:]).items()
+    ]
+    columns = min(3, len(panels))
+    fig, axes = _grid(-(-len(panels) // columns), columns, (4.3, 3.6) if columns < 3 else (3.6, 3.2))
+    for ax, (title, part, whole) in zip(axes.flat, panels, strict=False):
+        fit_axis(ax, "y", metric, without_start(metric, whole), ylims)
+        for curve in curves(part, layout):
+            for name, rows in split(curve.table, [layout.particles]).items():
+                label = ", ".join(filter(None, [curve.name, name]))
+                _draw_curve(ax, replace(curve, table=rows, label=label, line=lines[name]))
+        style.set_step_axis(ax, table["step"].max())
+        ax.set(xlabel="training step", title=title)
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(f"{style.axis_label(metric.name)}, {metric.split}")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    estimators = {curve.name: replace(curve, label=curve.name, line="-").handle() for curve in curves(table, layout)}
+    of_k = [Line2D([], [], color="#555555", linestyle=line, label=name) for name, line in lines.items() if name]
+    draw_legend(fig, [*estimators.values(), *(of_k if len(of_k) > 1 else [])])
+    return fig
+
+
+def particle_lines(table: pd.DataFrame, layout: Layout) -> dict[str, Any]:
+    """Return the line style of each K, by the titles of `split`: the largest has the solid one."""
+    names = list(split(table, [layout.particles]))
+    return {name: style.LINES[place % len(style.LINES)] for place, name in enumerate(reversed(names))}
+
+
+def without_start(metric: Metric, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that an axis of curves has to show: where training begins with a steep fall or rise, the rest.
+
+    The start is a quarter of the steps. It is steep where with it the means span more than three times as much; on a
+    logarithmic axis it never is.
+    """
+    rest = table[table["step"] >= START * table["step"].max()]
+    if rest.empty or style.is_logarithmic(metric.name, table["mean"].to_numpy(), DECADE):
+        return table
+    spans = np.ptp(table["mean"]), np.ptp(rest["mean"])
+    return rest if spans[0] > STEEP * spans[1] > 0 else table
 
 
 def pivot_figure(
@@ -114,7 +173,7 @@ def pivot_figure(
     for ax, (metric, scene, part) in zip(axes.flat, parts, strict=False):
         theirs = published[published["metric"] == str(metric)]
         spread = 1.0 if against_k else DECADE  # against K, power laws are what one looks for
-        part = _on_axis(metric.metric, part, theirs["value"], spread)
+        part = in_logarithms(metric.metric, part, theirs["value"], spread)
         if against_k:
             _draw_against_k(ax, part, theirs, layout)
             style.set_particles_axis(ax, sorted(table[layout.particles].astype(float).unique()))
@@ -124,15 +183,15 @@ def pivot_figure(
             ax.tick_params(labelleft=ax.get_subplotspec().is_first_col())
             ax.set_xlabel(style.axis_label(metric.metric.name))
             ax.xaxis.set_major_locator(MaxNLocator(5))
-        _fit(ax, "y" if against_k else "x", metric.metric, part, ylims, theirs["value"], spread, room=1.0)
+        fit_axis(ax, "y" if against_k else "x", metric.metric, part, ylims, theirs["value"], spread, room=1.0)
         ax.set_title(", ".join(filter(None, [scene, f"{OVER_STEPS[metric.aggregation]} ({metric.metric.split})"])))
     for ax in axes.flat[len(parts) :]:
         ax.set_axis_off()
     handles = [curve.handle() for curve in all_curves] if against_k else []
     if len(published):
         hollow = HOLLOW if against_k else HOLLOW_POINT
-        handles.append(Line2D([], [], marker="o", color="#555555", label="published", **hollow))
-    _legend(fig, handles)
+        handles.append(Line2D([], [], marker="o", color="#555555", label=legend(published), **hollow))
+    draw_legend(fig, handles)
     return fig
 
 
@@ -143,9 +202,9 @@ def _draw_against_k(ax: Axes, table: pd.DataFrame, published: pd.DataFrame, layo
         particles = rows[layout.particles].astype(float)
         ax.plot(particles, rows["mean"], color=colour, marker=marker, linestyle=curve.line, label=curve.label)
         seeds = rows["n"] > 1
-        errors = _errors(rows[seeds])
+        errors = errors_of(rows[seeds])
         ax.errorbar(particles[seeds], rows["mean"][seeds], yerr=errors, fmt="none", ecolor=colour, elinewidth=1)
-        theirs = published[published["estimator"] == curve.name]
+        theirs = curve.of(published)
         if len(theirs):
             ax.plot(
                 theirs["iw"], theirs["value"], marker=marker, color=colour, label=f"{curve.label}, published", **HOLLOW
@@ -158,7 +217,7 @@ def _draw_by_name(
     for curve in curves(table, layout):
         colour, marker = curve.look
         place = labels.index(curve.label)
-        theirs = published[published["estimator"] == curve.name]
+        theirs = curve.of(published)
         ax.plot(
             theirs["value"],
             [place] * len(theirs),
@@ -169,13 +228,14 @@ def _draw_by_name(
         )
         ax.plot(curve.table["mean"], [place] * len(curve.table), color=colour, marker=marker, label=curve.label)
         seeds = curve.table[curve.table["n"] > 1]
-        errors = _errors(seeds)
+        errors = errors_of(seeds)
         ax.errorbar(seeds["mean"], [place] * len(seeds), xerr=errors, fmt="none", ecolor=colour, elinewidth=1)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)
 
 
-def _errors(table: pd.DataFrame) -> list[Any]:
+def errors_of(table: pd.DataFrame) -> list[Any]:
+    """Return the lengths of the error bars of means, below and above."""
     return [table["mean"] - table["low"], table["high"] - table["mean"]]
 
 
@@ -185,7 +245,7 @@ def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, 
     return fig, fig.subplots(rows, columns, squeeze=False)
 
 
-def _on_axis(metric: Metric, table: pd.DataFrame, others: Any = (), spread: float = DECADE) -> pd.DataFrame:
+def in_logarithms(metric: Metric, table: pd.DataFrame, others: Any = (), spread: float = DECADE) -> pd.DataFrame:
     """Form the intervals of a logarithmic axis there, by the delta method: mean times exp(-+ half width / mean).
 
     To first order they are the same, and they stay above zero.
@@ -196,7 +256,7 @@ def _on_axis(metric: Metric, table: pd.DataFrame, others: Any = (), spread: floa
     return table.assign(low=table["mean"] / factor, high=table["mean"] * factor)
 
 
-def _fit(
+def fit_axis(
     ax: Axes,
     axis: str,
     metric: Metric,
@@ -217,7 +277,7 @@ def _fit(
         style.set_logarithmic(ax.yaxis if axis == "y" else ax.xaxis, *limits)
 
 
-def _legend(fig: Figure, handles: Sequence[Line2D]) -> None:
+def draw_legend(fig: Figure, handles: Sequence[Line2D]) -> None:
     """Put the legend below the panels, in one row where that fits."""
     named = [handle for handle in handles if handle.get_label()]
     if not named:

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from errors import UserError, near
+from estimators import registry
 from orchestration.run_directory import ExperimentFolder, RunDirectory
 
 GROUPS = ("task", "model", "dataset", "estimator", "optimizer", "analysis")
@@ -23,10 +24,11 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticEr
 
 
 class Job(NamedTuple):
-    """One job of the experiment: its queue entry, its run directory, or both.
+    """One run of the experiment: a job's queue entry, its run directory, or both.
 
     `config` is flat: the group names hold the choices (`estimator`: "reinforce"), dotted paths the values
-    (`estimator.iw`: 5). A job that has not started has only its overrides there, as text.
+    (`estimator.iw`: 5). A job that has not started has only its overrides there, as text. A job that compares
+    estimators counts as one run for each of them; `job` is then its id, and `id` is `<job>@<estimator>`.
     """
 
     id: str
@@ -34,6 +36,12 @@ class Job(NamedTuple):
     config: dict[str, Any]
     error: str = ""
     started: bool = False
+    job: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The id of the job that this run is of."""
+        return self.job or self.id
 
 
 @dataclass
@@ -41,10 +49,11 @@ class Study:
     """What is known of an experiment.
 
     source: the file that `report`, its section, comes from. values: a row for each recorded value, with the columns id,
-    step, split, name, value. warnings: a line for each thing that could not be read.
+    step, split, name, value. warnings: a line for each thing that could not be read. folder: where the jobs are.
     """
 
     name: str
+    folder: ExperimentFolder
     source: str = ""
     description: str = ""
     report: dict[str, Any] | None = None
@@ -61,12 +70,14 @@ def load(name: str, root: Path, user_dir: Path | None = None) -> Study:
     Raises:
         UserError: there is no such experiment, neither under `root` nor among the experiment files.
     """
+    if user_dir:
+        registry.add_directory(user_dir)
     files = {path.stem: path for folder in experiment_folders(user_dir) for path in sorted(folder.glob("*.yaml"))}
     folder = ExperimentFolder(root, name)
     if name not in files and not (_is_plain(name) and folder.path.is_dir()):
         ran = [path.name for path in root.glob("*/") if ExperimentFolder(root, path.name).jobs.is_dir()]
         raise UserError(f"unknown experiment {name!r} in {root} and experiments{near(name, [*files, *ran])}")
-    study = Study(name)
+    study = Study(name, folder)
     _read_experiment(study, folder.record, files.get(name))
     _read_jobs(study, folder)
     return study
@@ -105,12 +116,12 @@ def _read_experiment_text(study: Study, source: Path, text: str) -> None:
 
 def _read_jobs(study: Study, folder: ExperimentFolder) -> None:
     queue = _read_queue(study, folder.queue)
-    tables = {}
+    tables: dict[str, Columns] = {}
     started = {}
     for id in sorted(path.name for path in folder.jobs.glob("[!.]*/")):
         started[id] = job = _read_run(study, folder.job(id), queue.get(id, {}).get("state"))
         if job.config:
-            tables[id] = _read_metrics(study, folder.job(id), job.state)
+            tables |= _by_run(job, _read_metrics(study, folder.job(id), job.state))
     waiting = {
         id: Job(id, _text(entry.get("state")) or "unknown", _overrides(entry))
         for id, entry in queue.items()
@@ -119,7 +130,8 @@ def _read_jobs(study: Study, folder: ExperimentFolder) -> None:
     lost = (job.id for job in waiting.values() if job.state in ("done", "failed"))
     study.warnings += [f"job {id}: its folder is missing" for id in lost]
     everything = {**started, **waiting}
-    study.jobs = [everything[id] for id in [*queue, *(id for id in started if id not in queue)]]
+    ids = [*queue, *(id for id in started if id not in queue)]
+    study.jobs = [run for id in ids for run in runs_of(everything[id])]
     study.values = _without_infinities(study, join(tables))
 
 
@@ -186,6 +198,57 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 Columns = tuple[Sequence[int] | np.ndarray, list[str], list[str], Sequence[float] | np.ndarray]
+
+
+def runs_of(job: Job) -> list[Job]:
+    """Return the runs that a job counts as: itself, or one for each estimator that it compares, its own first."""
+    compared = _compared(job)
+    if not compared:
+        return [job]
+    alone = {**job.config, "task.compare": ""}
+    configs = {_own(job): alone} | {id: {**alone, "estimator": id, "estimator.id": id} for id in compared}
+    return [
+        job._replace(id=f"{job.id}@{estimator}", config=config, job=job.id) for estimator, config in configs.items()
+    ]
+
+
+def _own(job: Job) -> str:
+    return canonical(str(job.config.get("estimator.id") or job.config.get("estimator")))
+
+
+def _compared(job: Job) -> list[str]:
+    """Return the estimators that a job measures beside its own."""
+    texts = str(job.config.get("task.compare") or "").split(",") if job.started and job.config else []
+    ids = dict.fromkeys(canonical(text.strip()) for text in texts if text.strip())
+    return [id for id in ids if id != _own(job)]
+
+
+def canonical(estimator: str) -> str:
+    """Return an estimator's id in its canonical spelling; one that no family here holds stays as it is."""
+    try:
+        return registry.parse(estimator).id
+    except UserError:
+        return estimator
+
+
+def _by_run(job: Job, columns: Columns) -> dict[str, Columns]:
+    """Part a job's rows by its runs: the name of a compared estimator's metric begins with its id."""
+    compared = _compared(job)
+    if not compared:
+        return {job.id: columns}
+    parts = [name.partition("/") for name in columns[2]]
+    found: dict[str, Columns] = {}
+    for run in runs_of(job):
+        estimator = str(run.config["estimator.id"]) if run.config.get("estimator.id") in compared else ""
+        mine: list[int] = [i for i, part in enumerate(parts) if (part[0] if part[0] in compared else "") == estimator]
+        names = [columns[2][i].removeprefix(f"{estimator}/") for i in mine]
+        found[run.id] = (
+            np.asarray(columns[0])[mine],
+            [columns[1][i] for i in mine],
+            names,
+            np.asarray(columns[3])[mine],
+        )
+    return found
 
 
 def _read_metrics(study: Study, run: RunDirectory, state: str) -> Columns:
@@ -263,10 +326,15 @@ def _first_line(problem: Exception | str) -> str:
     return " ".join(str(problem).split())[:160] or type(problem).__name__
 
 
+def distinct(runs: Iterable[Job]) -> list[Job]:
+    """Return the jobs that some runs are of, each once and under its own id."""
+    return list({run.origin: run._replace(id=run.origin) for run in runs}.values())
+
+
 def states(jobs: Iterable[Job]) -> dict[str, int]:
-    """Count the jobs in each state, the finished ones first."""
+    """Count the jobs in each state, the finished ones first; the runs of one job count once."""
     counts: dict[str, int] = {}
-    for job in jobs:
+    for job in distinct(jobs):
         counts[job.state] = counts.get(job.state, 0) + 1
     order = ["done", "running", "queued", "failed", "aborted"]
     return dict(sorted(counts.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))

@@ -11,12 +11,16 @@ report:
   ema: 0.9                                                # smoothing of the curves drawn, 0 to 1
   latex: true                                             # write the pivot as a LaTeX table too
   caption: A sentence about the study.
-  figures: [curves, pivot, detailed]                      # the kinds to draw
+  figures: [curves, pivot, detailed]                      # the kinds to draw, beside these: together,
+                                                          # asymptotics, distribution, league, frontier, efficiency,
+                                                          # samples, returns, beside, against_p
+  draw_individual: true                                   # single parameters against K; or how many, or their names
 
 A list may also be given as the flags are, in one comma-separated string. Whatever is absent keeps its default.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -25,7 +29,24 @@ from errors import UserError, near
 
 SPLITS = ("train", "valid", "test")
 AGGREGATIONS = ("min", "max", "mean", "median", "first", "last")
-FIGURES = ("curves", "pivot", "detailed")
+FIGURES = (
+    "curves",
+    "pivot",
+    "detailed",
+    "together",
+    "asymptotics",
+    "distribution",
+    "league",
+    "frontier",
+    "efficiency",
+    "against_p",
+    "beside",
+    "samples",
+    "returns",
+    "individual",
+)
+MOST_INDIVIDUAL = 25
+FEW = 5
 
 
 class Metric(NamedTuple):
@@ -50,7 +71,10 @@ class PivotMetric(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What to show; an empty `metrics` means every recorded one, an empty `pivot_metrics` the last of each metric."""
+    """What to show; an empty `metrics` means every recorded one, an empty `pivot_metrics` the last of each metric.
+
+    `draw_individual` is how many single parameters to draw, or the names of these.
+    """
 
     keys: tuple[str, ...] = ("estimator", "iw")
     metrics: tuple[Metric, ...] = ()
@@ -62,7 +86,8 @@ class Options:
     ema: float = 0.0
     latex: bool = False
     caption: str = ""
-    figures: tuple[str, ...] = FIGURES
+    figures: tuple[str, ...] = FIGURES[:3]
+    draw_individual: int | tuple[str, ...] = 0
 
 
 def parse(report: Mapping[str, Any] | None, where: str = "report") -> Options:
@@ -174,6 +199,21 @@ def _caption(value: Any, where: str) -> str:
     return value.strip()
 
 
+def _individual(value: Any, where: str) -> int | tuple[str, ...]:
+    """Read true (a few), a number, or parameters' names; the commas within A[0,1] part nothing."""
+    expected = f"expected true, a number from 0 to {MOST_INDIVIDUAL}, or as many names such as b[0],A[0,1]"
+    if isinstance(value, str):
+        value = [name.strip() for name in re.split(r",(?![^\[]*\])", value) if name.strip()]
+        value = int(value[0]) if len(value) == 1 and value[0].isdecimal() and len(value[0]) < 7 else value
+    if isinstance(value, bool):
+        return FEW if value else 0
+    if isinstance(value, int) and 0 <= value <= MOST_INDIVIDUAL:
+        return value
+    if isinstance(value, list) and 0 < len(value) <= MOST_INDIVIDUAL and all(isinstance(name, str) for name in value):
+        return tuple(dict.fromkeys(value))
+    raise UserError(f"{where}: {expected}, not {value!r}")
+
+
 READERS: dict[str, Callable[[Any, str], Any]] = {
     "keys": _keys,
     "metrics": _list_of(parse_metric),
@@ -186,4 +226,5 @@ READERS: dict[str, Callable[[Any, str], Any]] = {
     "latex": _latex,
     "caption": _caption,
     "figures": _list_of(_figure),
+    "draw_individual": _individual,
 }

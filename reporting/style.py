@@ -42,7 +42,15 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "estlab",
 }
 
-LINES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
+TIMES = "\N{MULTIPLICATION SIGN}"
+LINES = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (5, 1.2, 1.2, 1.2)),
+    (0, (8, 2)),
+    (0, (5, 1.2, 1.2, 1.2, 1.2, 1.2)),
+)
 
 
 class MetricStyle(NamedTuple):
@@ -60,17 +68,60 @@ METRICS = {
     "loss/kl": MetricStyle("KL(q | prior)", "nats"),
     "loss/kl_q_p": MetricStyle("KL(q | posterior)", "nats", "lower"),
     "loss/ess": MetricStyle("evaluation ESS", "particles", "higher"),
+    "loss/neg_elbo": MetricStyle("negative ELBO", "nats", "lower"),
+    "loss/objective": MetricStyle("the method's own loss", "nats", "lower"),
+    "toy/loss": MetricStyle("expected cost", "", "lower"),
+    "toy/p": MetricStyle("p"),
+    "toy/variance": MetricStyle("gradient variance", "", "lower"),
+    "policy/value": MetricStyle("value of the policy", "", "higher"),
+    "policy/regret": MetricStyle("regret", "", "lower"),
+    "grads/probs_variance": MetricStyle("gradient variance, by probabilities", "", "lower"),
+    "grads/probs_bias": MetricStyle("squared gradient bias, by probabilities", "", "lower"),
     "grads/snr": MetricStyle("gradient SNR", "", "higher"),
     "grads/dsnr": MetricStyle("gradient directional SNR", "", "higher"),
     "grads/variance": MetricStyle("gradient variance", "", "lower"),
     "grads/magnitude": MetricStyle("gradient magnitude"),
     "grads/bias": MetricStyle("gradient bias", "", "lower"),
+    "grads/bias_z": MetricStyle("gradient bias", "standard errors"),
+    "grads/cosine": MetricStyle("cosine with the true gradient", "", "higher"),
+    "time/evaluation_ms": MetricStyle("time an evaluation", "ms", "lower"),
+    "memory/evaluation_mb": MetricStyle("memory an evaluation", "MiB", "lower"),
+    "time/step_ms": MetricStyle("time a training step", "ms", "lower"),
+    "time/step_ms_median": MetricStyle("median time a training step", "ms", "lower"),
+    "memory/step_mb": MetricStyle("memory a training step", "MiB", "lower"),
+    "memory/resident_mb": MetricStyle("resident memory of the process", "MiB", "lower"),
+    "memory/standing_mb": MetricStyle("memory between training steps", "MiB", "lower"),
+    "time/work_normalised_variance": MetricStyle("work-normalised variance", f"variance {TIMES} s", "lower"),
     "gmm/posterior_mse": MetricStyle("posterior error", "L2 norm", "lower"),
     "gmm/prior_mse": MetricStyle("prior error", "L2 norm", "lower"),
     "gaussian_toy/mse_A": MetricStyle("mean squared error of A", "", "lower"),
     "gaussian_toy/mse_b": MetricStyle("mean squared error of b", "", "lower"),
     "gaussian_toy/mse_mu": MetricStyle("mean squared error of mu", "", "lower"),
+    "loss/expectation": MetricStyle("exact expectation of the loss", "", "lower"),
+    "top_k/gap": MetricStyle("gap to the optimum", "", "lower"),
+    "path/hamming": MetricStyle("Hamming distance to the path", "cells", "lower"),
+    "path/excess_cost": MetricStyle("excess cost of the path", "share", "lower"),
+    "path/optimal": MetricStyle("paths as cheap as the cheapest", "share", "higher"),
+    "path/cost_correlation": MetricStyle("correlation with the true costs", "", "higher"),
     "active_units/au": MetricStyle("active units", "", "higher"),
+    "gradient/error": MetricStyle("error of the gradient", "of its norm", "lower"),
+    "hessian/error": MetricStyle("error of the Hessian", "of its norm", "lower"),
+    "third/error": MetricStyle("error of the third derivative", "of its norm", "lower"),
+    "gradient/correlation": MetricStyle("correlation of the gradient", "", "higher"),
+    "hessian/correlation": MetricStyle("correlation of the Hessian", "", "higher"),
+    "third/correlation": MetricStyle("correlation of the third derivative", "", "higher"),
+    "game/return": MetricStyle("return a round", "", "higher"),
+    "game/final_return": MetricStyle("return a round, last 20 iterations", "", "higher"),
+    "game/exact_return": MetricStyle("exact discounted return a round", "", "higher"),
+    "cooperation/start": MetricStyle("P(cooperate), first round"),
+    "cooperation/CC": MetricStyle("P(cooperate) after both did"),
+    "cooperation/CD": MetricStyle("P(cooperate) after the other defected"),
+    "cooperation/DC": MetricStyle("P(cooperate) after defecting alone"),
+    "cooperation/DD": MetricStyle("P(cooperate) after both defected"),
+    "penalty/variance": MetricStyle("variance of the penalty's gradient", "", "lower"),
+    "language/reward": MetricStyle("adjectives a sentence", "reward", "higher"),
+    "language/kl": MetricStyle("KL from the original", "nats", "lower"),
+    "language/grammatical": MetricStyle("grammatical sentences", "share", "higher"),
 }
 
 # One look for each estimator, in every figure of every report. Hues go by family; markers tell neighbours apart.
@@ -78,13 +129,32 @@ PALETTE = {
     "ovis-gamma1": ("#0072b2", "o"),
     "ovis-gamma0.5": ("#00427a", "d"),
     "ovis-gamma0": ("#56b4e9", "s"),
+    "ovis-S1-exclusive": ("#b9e0c8", "s"),
     "ovis-S5-exclusive": ("#8fd3bd", "<"),
     "ovis-S10-exclusive": ("#009e73", "^"),
     "ovis-S20-exclusive": ("#00573f", ">"),
+    "ovis-S50-exclusive": ("#003325", "p"),
+    "ovis-S1": ("#9c5fb5", "P"),
+    "ovis-S2": ("#b0bd3d", "s"),
+    "ovis-S4": ("#92a52a", "v"),
+    "ovis-S9": ("#7a9a1e", "P"),
     "ovis-S10": ("#6b8e23", "h"),
+    "ovis-S20": ("#41571a", "D"),
+    "ovis-S0.1": ("#d6d05a", "<"),
+    "ovis-S0.2": ("#b8b234", "s"),
+    "ovis-S0.3": ("#959020", "X"),
+    "ovis-S0.5": ("#6e6a14", "^"),
+    "ovis-S0.7": ("#45420a", "p"),
     "wake-wake": ("#cc79a7", "v"),
     "wake-sleep": ("#8e3a6b", "<"),
     "tvo-part5-beta2": ("#d55e00", "P"),
+    "tvo-part2-config1": ("#d43d1a", "^"),
+    "tvo-part5-config2": ("#f0704a", "v"),
+    "tvo-part5-config1": ("#a0c030", "d"),
+    "tvo-part5": ("#ff8f6b", ">"),
+    "tvo-part5-right": ("#5b7553", ">"),
+    "tvo-part5-beta2-trapz": ("#d4a5a5", "^"),
+    "tvo-part5-linear-trapz": ("#6b4fff", "s"),
     "vimco-arithmetic": ("#e69f00", "D"),
     "vimco-geometric": ("#8c6510", "d"),
     "reinforce": ("#333333", "X"),
@@ -93,8 +163,58 @@ PALETTE = {
     "pathwise-vae": ("#a79bd8", "H"),
     "stl": ("#a6341b", "h"),
     "dreg": ("#e2735c", "8"),
+    "rloo": ("#c2185b", "s"),
+    "vargrad": ("#b5a642", "v"),
+    "nvil": ("#7a3b12", "P"),
+    "ovis-arithmetic-gamma1": ("#117a8b", ">"),
+    "ovis-arithmetic-gamma0": ("#5fb8c4", "<"),
+    "ovis-geometric-gamma1": ("#3b3b7a", "D"),
+    "ovis-geometric-gamma0": ("#4d7fff", "p"),
+    # Methods for single nodes are not in one figure with the bounds above.
+    "score-function-moving-average": ("#8a8a8a", "s"),
+    "score-function-batch-average": ("#c2185b", "D"),
+    "expect": ("#000000", "X"),
+    "gumbel-softmax": ("#e69f00", "^"),
+    "straight-through-gumbel": ("#8c6510", "v"),
+    "gumbel-rao": ("#b8b234", "<"),
+    "reinmax": ("#a6341b", ">"),
+    "arm": ("#56b4e9", "o"),
+    "disarm": ("#0072b2", "s"),
+    "arms": ("#00427a", "P"),
+    "bit-flip": ("#4d7fff", "h"),
+    "local-expectation": ("#009e73", "p"),
+    "rao-blackwell": ("#00573f", "^"),
+    "score-function-wor": ("#9c5fb5", "v"),
+    "unordered-set": ("#5e4fa2", "P"),
+    "muprop": ("#cc79a7", "<"),
+    "double-cv": ("#8e3a6b", ">"),
+    "rebar": ("#117a8b", "D"),
+    "relax": ("#5fb8c4", "H"),
+    "lax": ("#3b3b7a", "8"),
+    "imle": ("#1f6fb4", "o"),
+    "aimle": ("#2e9e6b", "^"),
+    "perturbed": ("#8756a8", "s"),
+    "blackbox": ("#cf5b12", "v"),
+    "straight-through": ("#dfa01a", "D"),
+    "score-function": ("#2b2b2b", "X"),
+    "exact": ("#959595", "p"),
+    # Baselines of DiCE.
+    "none": ("#4a4a4a", "X"),
+    "moving-average": ("#e0a526", "v"),
+    "leave-one-out": ("#2a7fc0", "D"),
+    "any-order": ("#23936a", "o"),
+    "loaded": ("#cc4778", "^"),
+    # Learners of the prisoner's dilemma.
+    "naive": ("#505050", "s"),
+    "lola-1": ("#e39b22", "o"),
+    "lola-2": ("#25a074", "h"),
+    "lola-3": ("#6a5bb0", "^"),
+    # What a penalty of tokens is attributed to.
+    "prefix": ("#1b66a8", "v"),
+    "sequence": ("#dd6a1f", "D"),
+    "off": ("#9a9a9a", "X"),
 }
-SPARE_COLOURS = ("#117a8b", "#b5a642", "#9c5fb5", "#7a3b12", "#4d7fff", "#c2185b", "#5b7553", "#ff8f6b", "#3b3b7a")
+SPARE_COLOURS = ("#9c5fb5", "#5b7553", "#ff8f6b", "#d4a5a5", "#a0c030", "#6b4fff", "#005f73", "#e07be0", "#806040")
 SPARE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "d", "p", "h")
 
 
@@ -171,9 +291,10 @@ def limits(logarithmic: bool, centres: np.ndarray, edges: np.ndarray, room: floa
 
 
 def set_logarithmic(axis: Axis, low: float, high: float) -> None:
-    """Number an axis of few decades by 1, 2, 5, and one of less than a decade by every digit."""
+    """Number an axis of few decades by 1, 2, 5, one of less than a decade by every digit, a short one by halves too."""
     if high < 1000 * low and low > 1e-4:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else range(1, 10)))
+        halves = np.arange(1, 10, 0.5).tolist()
+        axis.set_major_locator(LogLocator(subs=[1, 2, 5] if high > 8 * low else halves[:: 1 if high < 3 * low else 2]))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_locator(NullLocator())
 

@@ -37,13 +37,16 @@ def pivot_table(summary: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 class Cell(NamedTuple):
-    """A mean over seeds, its standard error (NaN where n = 1), whether it is its column's best, the published value."""
+    """A mean over seeds, its standard error (NaN where n = 1), whether it is its column's best, the published value.
+
+    The published value is a text, which says what in its settings is unlike ours.
+    """
 
     mean: float
     se: float
     n: int
     best: bool
-    published: float | None
+    published: str | None
 
 
 class Pivot(NamedTuple):
@@ -63,7 +66,11 @@ def lay_out(summary: pd.DataFrame, keys: Sequence[str], layout: Layout, publishe
     row_keys = [key for key in keys if key != layout.particles]
     row_keys = [key for key in row_keys if summary[key].nunique() > 1] or row_keys[-1:]
     best = _best(summary, [*layout.scenes, *([layout.particles] if layout.particles else [])])
-    theirs = published.set_index(["metric", "estimator", "iw"])["value"].to_dict()
+    series = list(layout.series)
+    theirs = {}
+    for _, row in published.iterrows():
+        unlike = f" ({row['unlike']})" if row.get("unlike") else ""
+        theirs[row["metric"], *row[series], row["iw"]] = f"{row['value']:g}{unlike}"
     pivots = []
     for metric in summary["metric"].unique():
         of_metric = summary[summary["metric"] == metric]
@@ -71,9 +78,7 @@ def lay_out(summary: pd.DataFrame, keys: Sequence[str], layout: Layout, publishe
         cells = {}
         for title, part in columns.items():
             for index, row in part.iterrows():
-                known = theirs.get(
-                    (metric, row.get(layout.series[0] if layout.series else ""), row.get(layout.particles))
-                )
+                known = theirs.get((metric, *row[series], row.get(layout.particles)))
                 cells[tuple(row[row_keys]), title] = Cell(row["mean"], row["se"], row["n"], index in best, known)
         names = of_metric[row_keys].drop_duplicates().itertuples(index=False, name=None) if row_keys else [()]
         rows = [(list(map(str, name)), [cells.get((tuple(name), title)) for title in columns]) for name in names]
@@ -131,7 +136,9 @@ def _cell_html(cell: Cell | None, most: int) -> str:
     if exponent:
         text = f"{f'({text})' if se else text} &times; 10<sup>{exponent}</sup>"
     text += f' <span class="aside">n={cell.n}</span>' if cell.n < most else ""
-    text += f'<br><span class="aside">published {cell.published:g}</span>' if cell.published is not None else ""
+    text += (
+        f'<br><span class="aside">published {html.escape(cell.published)}</span>' if cell.published is not None else ""
+    )
     return f"<td>{text}</td>"
 
 
@@ -141,12 +148,12 @@ def pivot_latex(pivot: Pivot, caption: str) -> str:
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "\\centering",
-        f"\\caption{{{_escape(caption)}}}",
+        f"\\caption{{{escape_latex(caption)}}}",
         f"\\begin{{tabular}}{{{'l' * len(pivot.keys)}{'r' * len(pivot.columns)}}}",
         "\\toprule",
-        " & ".join(map(_escape, [*pivot.keys, *pivot.columns])) + " \\\\",
+        " & ".join(map(escape_latex, [*pivot.keys, *pivot.columns])) + " \\\\",
         "\\midrule",
-        *(" & ".join([*map(_escape, names), *map(_cell_latex, cells)]) + " \\\\" for names, cells in pivot.rows),
+        *(" & ".join([*map(escape_latex, names), *map(_cell_latex, cells)]) + " \\\\" for names, cells in pivot.rows),
         "\\bottomrule",
         "\\end{tabular}",
         "\\end{table}",
@@ -165,6 +172,7 @@ def _cell_latex(cell: Cell | None) -> str:
     return f"${text}$"
 
 
-def _escape(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """Return a text with what LaTeX would take for its own escaped."""
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 Row = tuple[int, str, str, float]
@@ -128,4 +129,100 @@ def gaussian_mixture(
         },
         "A Gaussian mixture model trained with ten estimators.",
     )
+    return folder
+
+
+# Of each estimator at K = 1: SNR and its power of K, variance and its power.
+POWERS = {
+    "pathwise-iwae": (2.2, -0.5, 2.3e-3, -1.0),
+    "ovis-gamma0": (1.5, 0.3, 6e-3, -3.0),
+    "ovis-gamma1": (1.7, 0.5, 4e-3, -3.0),
+}
+
+
+def study_config(estimator: str, compare: Iterable[str], iw: int, seed: int = 1, **more: Any) -> dict[str, Any]:
+    """Return the configuration of a gradient study of the published settings."""
+    settings = config(estimator, iw, seed)
+    settings["choices"] |= {"task": "gradient_study", "model": "gaussian_toy", "dataset": "gaussian_toy"}
+    settings["task"] = {"target": "tasks.gradient_study.run", "perturbation": 0.01, "compare": list(compare)}
+    settings |= {"batch_size": 1024, "model": {"dim": 20, "scale": "std"}}
+    settings["analysis"]["parameters"] = ["b"]
+    for path, value in more.items():
+        group, last = path.split("__")
+        settings[group][last] = value
+    return settings
+
+
+def gradient_metrics(snr: float, variance: float) -> dict[str, float]:
+    """Return the summary of one estimator's gradients, with standard errors of 2%."""
+    values = {"snr": snr, "dsnr": 1.4 * snr, "variance": variance, "magnitude": snr * variance**0.5}
+    return {f"grads/{name}{end}": scale * value for name, value in values.items() for end, scale in ENDS.items()}
+
+
+ENDS = {"": 1.0, "_se": 0.02}
+
+
+def write_gradients(run: Path, estimators: Mapping[str, tuple[float, float]], replicates: int = 200) -> None:
+    """Write gradients.npz: of each estimator, by SNR and variance, normal gradients of two parameters."""
+    random = np.random.default_rng(0)
+    arrays: dict[str, Any] = {"names": np.array(["b[0]", "b[1]"])}
+    for estimator, (snr, variance) in estimators.items():
+        mean = snr * variance**0.5 * np.array([1.0, -1.0])
+        both = {"mean": mean, "variance": np.full(2, variance), "snr": np.full(2, snr)}
+        arrays |= {f"{estimator}/{name}": value for name, value in both.items()}
+        arrays |= {f"{estimator}/{name}_se": 0.02 * abs(value) for name, value in both.items()}
+        noise = variance**0.5 * random.standard_normal((replicates, 2))
+        arrays[f"{estimator}/replicates"] = (mean + noise).astype(np.float32)
+    np.savez_compressed(run / "gradients.npz", **arrays)
+
+
+def gradient_study(
+    root: Path,
+    particles: Iterable[int] = (3, 12, 54, 234, 1000),
+    seeds: int = 1,
+    report: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a study of exact power laws, shaped like asymptotic-analysis: a job for each K compares all estimators."""
+    folder = root / "asymptotic"
+    own, *others = POWERS
+    for iw in particles:
+        for seed in range(1, seeds + 1):
+            found = {
+                estimator: (seed * snr * iw**rise, variance * float(iw) ** fall)
+                for estimator, (snr, rise, variance, fall) in POWERS.items()
+            }
+            rows: list[Row] = [
+                (0, "train", name if estimator == own else f"{estimator}/{name}", value)
+                for estimator, moments in found.items()
+                for name, value in gradient_metrics(*moments).items()
+            ]
+            run = write_run(folder, f"toy-iw{iw}-seed{seed}", study_config(own, others, iw, seed), rows)
+            write_gradients(run, found)
+    write_experiment(folder, report or {"keys": ["estimator", "iw"], "figures": ["asymptotics", "distribution"]})
+    return folder
+
+
+def zoo(root: Path, estimators: Iterable[str] = tuple(SHAPES), models: Iterable[str] = ("gmm", "gaussian_toy")) -> Path:
+    """Write a league: a job for each model compares all estimators at one K, each with its bias, time and memory."""
+    folder = root / "zoo"
+    own, *others = estimators
+    for model in models:
+        rows: list[Row] = []
+        for place, estimator in enumerate((own, *others)):
+            variance, milliseconds = 10 ** -(1 + place % 5), 2.0 + 1.3 * (7 * place % 11)
+            values = gradient_metrics(1 + place, variance) | {
+                "grads/bias": 1e-3,
+                "grads/bias_se": 1e-4,
+                "grads/bias_z": 12.0 if estimator.startswith("tvo") else 1.0 + 0.1 * (place % 3),
+                "grads/cosine": 0.9,
+                "time/evaluation_ms": milliseconds,
+                "memory/evaluation_mb": 1.0 + place,
+                "time/work_normalised_variance": variance * milliseconds / 1e3,
+            }
+            prefix = "" if estimator == own else f"{estimator}/"
+            rows += [(0, "train", f"{prefix}{name}", value) for name, value in values.items()]
+        settings = study_config(own, others, 5)
+        settings["choices"]["model"] = model
+        write_run(folder, model, settings, rows)
+    write_experiment(folder, {"keys": ["model", "estimator", "iw"], "figures": ["league", "frontier"], "latex": True})
     return folder

@@ -189,3 +189,12 @@ def test_two_metrics_stay_apart():
     curves = aggregate.curves(aggregate.take(table, [SNR, ERROR]), runs, list(KEYS))
     assert curves.set_index("metric")["mean"].to_dict() == {str(SNR): 8.0, str(ERROR): 1.0}
     assert not np.isnan(curves["mean"]).any()
+
+
+def test_a_metric_that_one_run_of_a_cell_has_takes_that_runs_error():
+    runs, _ = aggregate.tabulate([job("a", seed=1), job("b", seed=2)], KEYS)
+    numbers = pd.DataFrame({"last:train:grads/snr": {"a": 2.0, "b": math.nan}})
+    errors = pd.DataFrame({"last:train:grads/snr": {"a": 0.1, "b": math.nan}})
+    for each in (errors, errors.iloc[::-1]):
+        (row,) = aggregate.measured_pivot(numbers, each, runs, list(KEYS)).itertuples()
+        assert (row.n, row.mean, row.se) == (1, 2.0, 0.1)

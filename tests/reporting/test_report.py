@@ -129,6 +129,24 @@ def test_flags_replace_the_files_entries(folder, tmp_path):
     assert "exponential moving average of 0.5" in (made / "index.html").read_text()
 
 
+def test_the_report_of_another_root_leaves_that_of_the_default_root_alone(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for root, values in (("elsewhere/runs", [0.7]), ("other/runs", [0.8])):
+        write_run(tmp_path / root / "study", "a", config(), line(values))
+        write_experiment(tmp_path / root / "study", {"metrics": ["test:gmm/posterior_mse"]})
+    assert main(["--exp=study", "--figures=pivot"]) == 0
+    before = (tmp_path / "reports" / "study" / "runs.csv").read_bytes()
+    assert main(["--exp=study", "--figures=pivot", "--root=elsewhere/runs"]) == 0
+    assert main(["--exp=study", "--figures=pivot", f"--root={tmp_path}/other/runs"]) == 0
+    assert main(["--exp=study", "--figures=pivot", f"--root={tmp_path}/runs"]) == 0
+    made = {path.name for path in (tmp_path / "reports").iterdir()}
+    assert made == {"study", "study-root=elsewhere_runs", "study-root=other_runs"}
+    assert (tmp_path / "reports" / "study" / "runs.csv").read_bytes() == before
+    assert "reports/study-root=other_runs/index.html" in capsys.readouterr().out
+    assert main(["--exp=study", "--root=elsewhere/runs", "--output=mine"]) == 0
+    assert (tmp_path / "mine" / "study" / "index.html").is_file()
+
+
 def test_what_an_earlier_report_made_goes_and_what_it_did_not_stays(folder, tmp_path):
     report(tmp_path, "--exp", "study")
     made = tmp_path / "reports" / "study"

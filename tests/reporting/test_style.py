@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from reporting import style
 
@@ -65,3 +66,26 @@ def test_metrics_are_named_with_their_units():
     assert style.axis_label("gmm/posterior_mse") == "posterior error (L2 norm)"
     assert style.axis_label("snr/p95") == "gradient SNR, 95th percentile"
     assert style.tall_label("grads/snr", "train") == "gradient SNR\n(train)"
+
+
+def test_near_colours_of_related_estimators_have_other_markers():
+    for gamma in (0, 1):
+        looks = style.looks([f"ovis-{mean}gamma{gamma}" for mean in ("", "arithmetic-", "geometric-")])
+        assert len({look.marker for look in looks.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.14, 0.38, [0.15, 0.2, 0.25, 0.3, 0.35]),
+        (0.14, 0.62, [0.2, 0.3, 0.4, 0.5, 0.6]),
+        (0.14, 21.0, [0.2, 0.5, 1, 2, 5, 10, 20]),
+    ],
+)
+def test_a_logarithmic_axis_has_ticks_enough(low, high, ticks):
+    ax = Figure().subplots()
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    style.set_logarithmic(ax.yaxis, low, high)
+    drawn = [float(tick) for tick in ax.yaxis.get_majorticklocs() if low <= tick <= high]
+    assert drawn == pytest.approx(ticks)
