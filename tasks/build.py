@@ -1,10 +1,12 @@
 """The objects that a configuration names: device, data set, model, estimator, optimizer."""
 
+import inspect
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from datasets.base import Dataset
 from errors import UserError
@@ -32,15 +34,22 @@ def prepare_torch(config: DictConfig) -> torch.device:
 
 
 def build_dataset(config: DictConfig) -> Dataset:
-    """Return the data set of a resolved configuration."""
-    return component(config.dataset)
+    """Return the data set of a resolved configuration; one whose constructor names `data_root` is given that."""
+    options = options_of(config.dataset)
+    if "data_root" in inspect.signature(resolve(options["target"])).parameters:
+        options.setdefault("data_root", config.data_root)
+    return construct(options)
 
 
-def build_model(config: DictConfig, device: torch.device) -> Template:
-    """Return the model of a resolved configuration, its parameters drawn from the job's seed alone."""
+def build_model(config: DictConfig, device: torch.device, dataset: Dataset) -> Template:
+    """Return the model of a resolved configuration, its parameters drawn from the job's seed alone, then adapted to
+    the training points of its data set.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "parameters"))
-        return component(config.model).to(device)
+        model = component(config.model).to(device)
+        model.adapt(dataset.points("train"))
+    return model
 
 
 def build_estimator(config: DictConfig, device: torch.device) -> nn.Module:
@@ -48,14 +57,45 @@ def build_estimator(config: DictConfig, device: torch.device) -> nn.Module:
     return get_estimator(**options_of(config.estimator)).to(device)
 
 
+def build_estimators(config: DictConfig, device: torch.device) -> dict[str, nn.Module]:
+    """Return the estimator of a resolved configuration and those of `task.compare`, which differ in the id, by id."""
+    options = options_of(config.estimator)
+    ids = dict.fromkeys([options["id"], *config.task.compare])
+    return {id: get_estimator(**{**options, "id": id}).to(device) for id in ids}
+
+
+def build_networks(config: DictConfig, estimator: nn.Module, model: nn.Module, x: Tensor) -> None:
+    """Let an estimator build what it builds on its first x: drawn from the job's seed alone, and nothing else changed.
+
+    What is built has to be there before a checkpoint is loaded into it and into its optimizer.
+    """
+    if not any(map(is_lazy, estimator.parameters())):
+        return
+    was_training = estimator.training
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(derive_seed(config.seed, "estimator"))
+        estimator.eval()(model, x)
+    estimator.train(was_training)
+
+
 def build_optimizer(config: DictConfig, model: nn.Module, estimator: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of the model's parameters and of the estimator's own."""
-    return component(config.optimizer, [*model.parameters(), *estimator.parameters()])
+    """Return the optimizer of the model's parameters and of the estimator's own, these at `estimator_lr`."""
+    options = options_of(config.optimizer)
+    estimator_lr = options.pop("estimator_lr")
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if own := list(estimator.parameters()):
+        groups.append({"params": own, "lr": options["lr"] if estimator_lr is None else estimator_lr})
+    return construct(options, groups)
 
 
 def component(section: DictConfig, *arguments: Any) -> Any:
     """Call a section's target with these arguments, and the section's other keys as keyword arguments."""
-    options = options_of(section)
+    return construct(options_of(section), *arguments)
+
+
+def construct(options: dict[str, Any], *arguments: Any) -> Any:
+    """Call the target in `options` with these arguments, and the other options as keyword arguments."""
+    options = dict(options)
     target = options.pop("target")
     try:
         return resolve(target)(*arguments, **options)

@@ -3,7 +3,7 @@
 import random
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,10 @@ def save(run: RunDirectory, step: int, metrics_length: int, parts: Mapping[str, 
     write_atomically(run.checkpoint, lambda file: torch.save(state, file))
 
 
-def load(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:
+def load(run: RunDirectory, device: torch.device, names: Collection[str] | None = None) -> dict[str, Any] | None:
     """Return what `save` wrote, its tensors on `device`; None where there is no checkpoint.
 
-    Raises CorruptFileError where the file cannot be read.
+    Raises CorruptFileError where the file cannot be read, or where its parts are not those of `names`.
     """
     if not run.checkpoint.exists():
         return None
@@ -37,7 +37,10 @@ def load(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:
         with zipfile.ZipFile(run.checkpoint) as archive:
             damaged = archive.testzip()
         if damaged is None:
-            return torch.load(run.checkpoint, map_location=device, weights_only=False)
+            state = torch.load(run.checkpoint, map_location=device, weights_only=False)
+            if names is None or set(state["parts"]) == set(names):
+                return state
+            raise CorruptFileError(f"{run.checkpoint} has other parts: {', '.join(state['parts'])}")
     except torch.OutOfMemoryError:
         raise
     except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, zlib.error) as error:

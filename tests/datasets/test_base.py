@@ -70,3 +70,30 @@ def test_a_batch_of_the_whole_set_is_a_permutation_of_it_and_a_larger_one_is_ref
     assert sorted(dataset.batch(2, 10, seed=1).tolist()) == list(range(10))
     with pytest.raises(ValueError, match="batch_size 11 exceeds the 10 training points"):
         dataset.batch(0, 11, seed=1)
+
+
+def test_an_epoch_has_as_many_batches_as_are_full_and_a_stream_has_none():
+    assert [finite(10).batches_per_epoch(size) for size in (1, 3, 5, 6, 10)] == [10, 3, 2, 1, 1]
+    with pytest.raises(ValueError, match="batch_size 11 exceeds the 10 training points"):
+        finite(10).batches_per_epoch(11)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        finite(10).batches_per_epoch(0)
+    with pytest.raises(ValueError, match="GaussianMixtureData is a stream without end: epochs need a finite data set"):
+        GaussianMixtureData().batches_per_epoch(10)
+
+
+def test_points_keep_their_type_but_bytes_which_are_given_as_floats():
+    for given, expected in ((torch.uint8, torch.float32), (torch.float64, torch.float64), (torch.int64, torch.int64)):
+        dataset = FiniteDataset({split: torch.arange(9, dtype=given) for split in ("train", "valid", "test")})
+        assert dataset.points("test").dtype == dataset.batch(0, 4, seed=1).dtype == expected
+
+
+def test_a_finite_set_answers_on_the_device_that_it_was_moved_to_and_a_stream_where_it_draws():
+    dataset = finite(10)
+    dataset.batch(0, 5, seed=1)
+    assert dataset.to("meta") is dataset
+    assert dataset._order(1, 0).device == torch.device("meta")
+    assert dataset.batch(1, 5, seed=1).device == dataset.points("train").device == torch.device("meta")
+    stream = GaussianMixtureData(num_points=10)
+    assert stream.to("meta") is stream
+    assert stream.batch(0, 5, seed=1).device.type == "cpu"

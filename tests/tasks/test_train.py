@@ -10,6 +10,7 @@ from errors import CorruptFileError, UserError
 from orchestration.configuration import compose
 from orchestration.run_directory import RunDirectory
 from tasks import checkpoint
+from tasks.build import build_dataset, build_estimator, build_model, build_networks, build_optimizer
 from tasks.context import Context, Interrupted
 from tasks.train import check, run
 
@@ -74,6 +75,53 @@ def test_a_resumed_job_ends_with_the_same_numbers(tmp_path, stops):
             train(tmp_path / "parts", stop_at=stop)
     train(tmp_path / "parts")
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("id", ["reinforce-baseline", "nvil"])
+def test_what_an_estimator_learns_goes_on_with_the_same_numbers(tmp_path, id):
+    options = (f"estimator={id}", "optimizer.estimator_lr=0.01")
+    train(tmp_path / "whole", *options)
+    for stop in (1, 13):
+        with pytest.raises(Interrupted):
+            train(tmp_path / "parts", *options, stop_at=stop)
+    train(tmp_path / "parts", *options)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    whole, parts = (saved(tmp_path / name)["parts"]["estimator"] for name in ("whole", "parts"))
+    assert {"baseline.hidden.weight", "baseline.location"} <= whole.keys()
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_a_network_is_drawn_from_the_seed_alone_and_learns_at_its_own_rate():
+    def built(*overrides):
+        config = configured("estimator=reinforce-baseline", *overrides)
+        cpu = torch.device("cpu")
+        model, estimator = build_model(config, cpu, build_dataset(config)), build_estimator(config, cpu)
+        torch.rand(len(overrides))
+        before = torch.get_rng_state()
+        build_networks(config, estimator, model, 100 * torch.rand(3, 1, generator=torch.Generator().manual_seed(0)))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert estimator.training
+        return estimator.state_dict(), build_optimizer(config, model, estimator)
+
+    (one, optimizer), (again, faster), (other, _) = (
+        built(),
+        built("optimizer.estimator_lr=0.1"),
+        built("seed=2"),
+    )
+    assert all(torch.equal(one[name], value) for name, value in again.items())
+    assert not torch.equal(one["baseline.output.weight"], other["baseline.output.weight"])
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-3]
+    assert [group["lr"] for group in faster.param_groups] == [1e-3, 0.1]
+
+
+def test_a_baseline_learns_the_learning_signal(tmp_path):
+    options = ("estimator=reinforce-baseline", "estimator.iw=1", "steps=300", "eval_every=300")
+    fitted = {}
+    for rate in (1e-2, 1e-9):
+        train(tmp_path / str(rate), *options, f"optimizer.estimator_lr={rate}", "optimizer.lr=1e-9")
+        variances = [row["value"] for row in rows(tmp_path / str(rate)) if row["name"] == "grads/variance"]
+        fitted[rate] = variances[-1] / variances[0]
+    assert fitted[1e-2] < 0.8 * fitted[1e-9]
 
 
 def test_a_job_killed_between_checkpoints_ends_with_the_same_numbers(tmp_path):
