@@ -1,0 +1,1 @@
+"""Estimators of the gradient of an expectation over one stochastic node."""
