@@ -16,10 +16,10 @@ quickstart: .venv/installed  ## run the quickstart experiment and make its figur
 	$(BIN)/python report.py --exp quickstart
 
 test: .venv/installed  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: .venv/installed  ## run the tests and the longer proofs
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n auto --dist worksteal -m ""
 
 lint: .venv/installed  ## check style and types
 	$(BIN)/ruff check .
@@ -28,6 +28,9 @@ lint: .venv/installed  ## check style and types
 
 bench: .venv/installed  ## measure speed and memory against primitives timed in the same run
 	$(BIN)/python -m benchmarks.bounds
+	$(BIN)/python -m benchmarks.common_particles
+	$(BIN)/python -m benchmarks.image_models
+	$(BIN)/python -m benchmarks.stochastic_graph
 
 clean:  ## remove the environment and all that is generated, but runs/ and data/
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SOURCE = Path(__file__).resolve().parents[1]
 README = (SOURCE / "README.md").read_text()
@@ -19,8 +20,8 @@ def block(language, word):
 
 def prove(user_dir):
     command = [sys.executable, "-m", "pytest", "-q", "tests/estimators/test_bounds_enumeration.py"]
-    command += ["-p", "no:cacheprovider", "--user_dir", str(user_dir), "-k", "mean-of-others"]
-    return subprocess.run(command, cwd=SOURCE, capture_output=True, text=True)
+    command += ["-p", "no:cacheprovider", "--user_dir", str(user_dir), "-k", "mean-of", "-rA"]
+    return subprocess.run(command, cwd=SOURCE, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -32,14 +33,22 @@ def user_dir(tmp_path):
 
 
 def test_the_estimator_of_the_readme_passes_the_shared_proof_and_a_biased_one_does_not(user_dir):
-    assert prove(user_dir).returncode == 0
-    file = user_dir / "mean_of_others.py"
+    module, declaration = user_dir / "mean_of_others.py", user_dir / "conf" / "estimator" / "mean-of-others.yaml"
     unbiased = "(log_w.sum(-2, keepdim=True) - log_w) / (weights.num_particles - 1)"
-    assert unbiased in file.read_text()
-    file.write_text(file.read_text().replace(unbiased, "log_w.mean(-2, keepdim=True)"))
-    biased = prove(user_dir)
-    assert biased.returncode == 1
-    assert "passed" not in biased.stdout
+    assert unbiased in module.read_text()
+    biased = (
+        module.read_text().replace(unbiased, "log_w.mean(-2, keepdim=True)").replace("mean-of-others", "mean-of-all")
+    )
+    (user_dir / "mean_of_all.py").write_text(biased)
+    declared = declaration.read_text().replace("mean-of-others", "mean-of-all").replace("mean_of_others", "mean_of_all")
+    declaration.with_name("mean-of-all.yaml").write_text(declared)
+    lines = prove(user_dir).splitlines()
+    passed = [line for line in lines if line.startswith("PASSED")]
+    failed = [line for line in lines if line.startswith("FAILED")]
+    assert passed
+    assert failed
+    assert all("mean-of-others" in line for line in passed)
+    assert all("mean-of-all" in line for line in failed)
 
 
 def test_the_estimator_of_the_readme_runs_as_a_job(user_dir, tmp_path):
@@ -50,11 +59,18 @@ def test_the_estimator_of_the_readme_runs_as_a_job(user_dir, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_the_notebook_of_the_readme(capsys):
-    exec(compile(block("python", "gradient_statistics"), "README.md", "exec"), {})
+def test_the_notebook_of_the_readme(capsys, tmp_path):
+    names: dict = {}
+    exec(compile(block("python", "get_estimator("), "README.md", "exec"), names)
     ess, snr = re.findall(r"[\d.]+", capsys.readouterr().out)
     assert 1 <= float(ess) <= 16
     assert float(snr) > 0
+    loop = block("python", "SummaryWriter").replace("runs/mine", str(tmp_path))
+    exec(compile(loop, "README.md", "exec"), names)
+    names["writer"].close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert {"loss/L_k", "loss/ess", "grads/snr"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss/L_k")] == [0, 1, 2]
 
 
 def test_every_file_that_the_readme_links_to_exists():
