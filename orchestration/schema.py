@@ -140,6 +140,35 @@ class DiceLanguageModel(Component):
     replicates: Annotated[int, Range(at_least=2)]
 
 
+@dataclass
+class SolverLearning(Component):
+    """The options that the tasks share which learn through a solver."""
+
+    method: str
+    noise: str
+    nb_samples: Count
+    lambda_: NonNegative
+    lambda_update: Positive
+
+
+@dataclass
+class TopK(SolverLearning):
+    """The options of the task `top_k`, which its file in conf/task explains."""
+
+    n: Count
+    k: Count
+    problem_seed: Seed
+    replicates: Annotated[int, Range(at_least=2)]
+
+
+@dataclass
+class ShortestPath(SolverLearning):
+    """The options of the task `shortest_path`, which its file in conf/task explains."""
+
+    temperature: NonNegative
+    hidden: Count
+
+
 # What a section has beside its target.
 TARGETS: dict[str, dict[str, type]] = {
     "task": {
@@ -147,6 +176,8 @@ TARGETS: dict[str, dict[str, type]] = {
         "tasks.dice_derivatives.run": DiceDerivatives,
         "tasks.prisoners_dilemma.run": PrisonersDilemma,
         "tasks.dice_language_model.run": DiceLanguageModel,
+        "tasks.top_k.run": TopK,
+        "tasks.shortest_path.run": ShortestPath,
     }
 }
 

@@ -139,7 +139,7 @@ def run(config: DictConfig, context: Context) -> None:
 def check(config: DictConfig) -> None:
     """Raise UserError for options of the task that no job can have."""
     prepare_torch(config)
-    check_method(config.task.method, METHODS)
+    check_method(config.task, METHODS)
     noise_of(config.task.noise, 1)
     if not str(config.dataset.target).endswith(".GridMaps"):
         raise UserError(f"dataset={config.dataset.target}: the task shortest_path needs maps; use dataset=grid_maps")

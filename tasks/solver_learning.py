@@ -42,10 +42,14 @@ def noise_of(name: str, k: float) -> NoiseDistribution | None:
     return GumbelNoiseDistribution() if name == "gumbel" else SumOfGammaNoiseDistribution(k)
 
 
-def check_method(method: str, methods: tuple[str, ...]) -> None:
-    """Raise UserError for a method that a task does not have."""
+def check_method(task: DictConfig, methods: tuple[str, ...]) -> None:
+    """Raise UserError for a method that a task does not have, and for a step or a noise of zero that it cannot have."""
+    method = task.method
     if method not in methods:
         raise UserError(f"task.method={method}{near(method, methods)}")
+    positive = {"imle": "lambda_", "blackbox": "lambda_", "perturbed": "temperature"}.get(method)
+    if positive is not None and task[positive] <= 0:
+        raise UserError(f"task.{positive}={task[positive]}: expected a number above 0 for task.method={method}")
 
 
 def differentiable(

@@ -139,7 +139,7 @@ def check(config: DictConfig) -> None:
     """Raise UserError for options of the task that no job can have."""
     task = config.task
     prepare_torch(config)
-    check_method(task.method, METHODS)
+    check_method(task, METHODS)
     noise_of(task.noise, 1)
     if not 1 <= task.k <= task.n:
         raise UserError(f"task.k={task.k}: expected 1 to task.n={task.n}")

@@ -141,9 +141,17 @@ def test_learning_finds_cheaper_paths(tmp_path):
         (["task=top_k", "task.n=60"], "task.n=60: .* subsets"),
         (["task=shortest_path", "task.method=exact"], "task.method=exact"),
         (["task=shortest_path", "dataset=shapes"], "needs maps; use dataset=grid_maps"),
+        (["task=top_k", "task.lambda_=0"], r"task.lambda_=0.0: expected a number above 0 for task.method=imle"),
+        (["task=shortest_path", "task.method=blackbox", "task.lambda_=0"], "above 0 for task.method=blackbox"),
+        (["task=shortest_path", "task.method=perturbed", "task.temperature=0"], "task.temperature=0.0: expected a"),
+        (["task=top_k", "task.nb_samples=0"], "task.nb_samples=0: expected an integer of at least 1"),
+        (["task=top_k", "task.replicates=1"], "task.replicates=1: expected an integer of at least 2"),
+        (["task=top_k", "task.lambda_=-1"], "task.lambda_=-1: expected a number of at least 0"),
+        (["task=shortest_path", "task.temperature=-1"], "task.temperature=-1: expected a number of at least 0"),
+        (["task=shortest_path", "task.hidden=0"], "task.hidden=0: expected an integer of at least 1"),
     ],
 )
 def test_options_that_cannot_be(overrides, message):
-    config = config_of(*overrides)
+    task = top_k if overrides[0] == "task=top_k" else shortest_path
     with pytest.raises(UserError, match=message):
-        (top_k if overrides[0] == "task=top_k" else shortest_path).check(config)
+        task.check(config_of(*overrides))
