@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from estimators.imle.implicit import check_scores
-from estimators.imle.solver import Solver, first_order, solve
+from estimators.imle.solver import Arguments, Solver, first_order, solve
 
 
 class _Blackbox(torch.autograd.Function):
     """The solution; its gradient is that of the loss made piecewise linear."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, solver: Solver, lambda_: float, arguments: tuple[Any, ...]) -> Tensor:
-        y = solve(solver, theta, arguments)
+    def forward(ctx: Any, theta: Tensor, solver: Solver, lambda_: float, arguments: Arguments) -> Tensor:
+        # A copy: a solver may work in place, and these are the caller's own scores.
+        y = solve(solver, theta.clone(), arguments)
         ctx.save_for_backward(theta, y)
         ctx.solver, ctx.lambda_, ctx.arguments = solver, lambda_, arguments
         return y
@@ -42,9 +43,9 @@ def blackbox(function: Solver | None = None, lambda_: float = 10.0) -> Callable[
 
     def decorate(solver: Solver) -> Callable[..., Tensor]:
         @wraps(solver)
-        def differentiable(theta: Tensor, *arguments: Any) -> Tensor:
+        def differentiable(theta: Tensor, *positional: Any, **named: Any) -> Tensor:
             check_scores("blackbox", theta)
-            return _Blackbox.apply(theta, solver, lambda_, arguments)
+            return _Blackbox.apply(theta, solver, lambda_, Arguments(positional, named))
 
         return differentiable
 

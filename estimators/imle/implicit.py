@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from estimators.imle.noise import NoiseDistribution, draw
-from estimators.imle.solver import Solver, fold, refuse_mapped, refuse_second_derivative, solve, unfold
+from estimators.imle.solver import Arguments, Solver, fold, refuse_mapped, refuse_second_derivative, solve, unfold
 from estimators.imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
 
 
@@ -34,7 +34,7 @@ class _Implicit(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(theta: Tensor, options: _Options, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def forward(theta: Tensor, options: _Options, arguments: Arguments) -> tuple[Tensor, Tensor]:
         scores = theta.repeat_interleave(options.nb_samples, 0)
         noise = draw(options.noise, scores)
         return solve(options.solver, scores + options.input_temperature * noise, arguments), noise
@@ -50,7 +50,7 @@ class _Implicit(torch.autograd.Function):
         return _Difference.apply(*ctx.saved_tensors, gradients[0], ctx.options, ctx.arguments), None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, theta: Tensor, options: _Options, arguments: tuple[Any, ...]) -> tuple:
+    def vmap(info: Any, in_dims: tuple, theta: Tensor, options: _Options, arguments: Arguments) -> tuple:
         refuse_mapped(options.name, in_dims[2])
         y, noise = _Implicit.apply(fold(theta, in_dims[0], info.batch_size), options, arguments)
         if noise.dim() == 0:
@@ -62,9 +62,7 @@ class _Difference(torch.autograd.Function):
     """The gradient by theta, as a function of all that it depends on; its own derivative is refused."""
 
     @staticmethod
-    def forward(
-        theta: Tensor, y: Tensor, noise: Tensor, dy: Tensor, options: _Options, arguments: tuple[Any, ...]
-    ) -> Tensor:
+    def forward(theta: Tensor, y: Tensor, noise: Tensor, dy: Tensor, options: _Options, arguments: Arguments) -> Tensor:
         scores = theta.repeat_interleave(options.nb_samples, 0)
         dy = dy * (options.nb_samples if options.scales_by_samples else 1)
 
@@ -199,9 +197,9 @@ def _differentiable(
         )
 
         @wraps(solver)
-        def differentiable(theta: Tensor, *arguments: Any) -> Tensor:
+        def differentiable(theta: Tensor, *positional: Any, **named: Any) -> Tensor:
             check_scores(name, theta)
-            return _Implicit.apply(theta, options, arguments)[0]
+            return _Implicit.apply(theta, options, Arguments(positional, named))[0]
 
         return differentiable
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators.imle.implicit import check_scores
-from estimators.imle.solver import Solver, first_order, solve
+from estimators.imle.solver import Arguments, Solver, first_order, solve
 
 NOISES = ("normal", "gumbel")
 
@@ -29,7 +29,7 @@ class _Perturbation(NamedTuple):
         waiting.clamp_(min=torch.finfo(dtype).tiny)
         return (-waiting.log()).to(theta), (1 - waiting).to(theta)
 
-    def solutions(self, theta: Tensor, z: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    def solutions(self, theta: Tensor, z: Tensor, arguments: Arguments) -> Tensor:
         """Return argmax_y <theta + sigma Z, y>, [samples, batch, ...]."""
         scores = theta.detach() + self.sigma * z
         return solve(self.solver, scores.flatten(0, 1), arguments).view_as(scores)
@@ -39,7 +39,7 @@ class _Mean(torch.autograd.Function):
     """The mean solution, and its Jacobian by integration by parts."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, perturbation: _Perturbation, arguments: tuple[Any, ...]) -> Tensor:
+    def forward(ctx: Any, theta: Tensor, perturbation: _Perturbation, arguments: Arguments) -> Tensor:
         z, score = perturbation.draw(theta)
         solutions = perturbation.solutions(theta, z, arguments)
         mean = solutions.mean(0)
@@ -79,9 +79,9 @@ def perturbed(
         own = perturbation._replace(solver=solver)
 
         @wraps(solver)
-        def differentiable(theta: Tensor, *arguments: Any) -> Tensor:
+        def differentiable(theta: Tensor, *positional: Any, **named: Any) -> Tensor:
             check_scores("perturbed", theta)
-            return _Mean.apply(theta, own, arguments)
+            return _Mean.apply(theta, own, Arguments(positional, named))
 
         return differentiable
 
@@ -99,19 +99,19 @@ class FenchelYoungLoss(nn.Module):
         super().__init__()
         self.perturbation = _checked("FenchelYoungLoss", num_samples, sigma, noise)._replace(solver=solver)
 
-    def forward(self, theta: Tensor, y: Tensor, *arguments: Any) -> Tensor:
+    def forward(self, theta: Tensor, y: Tensor, *positional: Any, **named: Any) -> Tensor:
         """Return the loss of scores theta and targets y, both [batch, ...], a scalar."""
         check_scores("FenchelYoungLoss", theta)
         if y.shape != theta.shape:
             raise ValueError(f"FenchelYoungLoss was given scores {list(theta.shape)} and targets {list(y.shape)}")
-        return _FenchelYoung.apply(theta, y.to(theta), self.perturbation, arguments)
+        return _FenchelYoung.apply(theta, y.to(theta), self.perturbation, Arguments(positional, named))
 
 
 class _FenchelYoung(torch.autograd.Function):
     """The value of the loss, and y*(theta) - y of the same draws as its gradient by theta, -theta as that by y."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, y: Tensor, perturbation: _Perturbation, arguments: tuple[Any, ...]) -> Tensor:
+    def forward(ctx: Any, theta: Tensor, y: Tensor, perturbation: _Perturbation, arguments: Arguments) -> Tensor:
         z, _ = perturbation.draw(theta)
         solutions = perturbation.solutions(theta, z, arguments)
         mean = solutions.mean(0)

@@ -1,7 +1,7 @@
 """Calling a user's solver: no gradient, the same shape, nothing that is not a number."""
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,14 +10,24 @@ from torch.utils._pytree import tree_leaves
 Solver = Callable[..., Tensor]
 
 
-def solve(solver: Solver, theta: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+class Arguments(NamedTuple):
+    """What a solver takes beside the scores."""
+
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+def solve(solver: Solver, theta: Tensor, arguments: Arguments) -> Tensor:
     """Return the solver's answer for scores theta [n, ...], in their shape, dtype and device.
 
-    Raises ValueError, naming the solver, where it returns what is no tensor of this shape, or a nan.
+    Raises ValueError, naming the solver, for scores that hold a nan, and where it returns what is no tensor of their
+    shape, or a nan.
     """
     name = getattr(solver, "__name__", type(solver).__name__)
+    if theta.isnan().any():
+        raise ValueError(f"scores {list(theta.shape)} for the solver {name} hold a nan")
     with torch.no_grad():
-        found = solver(theta.detach().contiguous(), *arguments)
+        found = solver(theta.detach().contiguous(), *arguments.positional, **arguments.named)
     if not isinstance(found, Tensor) or found.shape != theta.shape:
         returned = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(f"the solver {name} returned {returned} for scores {list(theta.shape)}, expected their shape")

@@ -199,11 +199,12 @@ def test_further_arguments_reach_the_solver_in_both_passes(theta):
 
     scale = torch.tensor(2.0, dtype=torch.float64)
     for make in (imle, aimle, blackbox, partial(perturbed, num_samples=2)):
-        y = make(solver)(theta, 2, scale)
-        assert (y.sum(-1) == 2).all()
-        y.square().sum().backward()
-    FenchelYoungLoss(solver, 3)(theta, TOP_2(theta.detach()), 2, scale).backward()
-    assert seen == [(2, scale)] * 8
+        for y in (make(solver)(theta, 2, scale), make(solver)(theta, 2, scale=scale)):
+            assert (y.sum(-1) == 2).all()
+            y.square().sum().backward()
+    loss = FenchelYoungLoss(solver, 3)
+    (loss(theta, TOP_2(theta.detach()), 2, scale) + loss(theta, TOP_2(theta.detach()), k=2, scale=scale)).backward()
+    assert seen == [(2, scale)] * 16
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -237,6 +238,23 @@ def test_a_solver_may_answer_in_integers_or_booleans(theta):
         y = imle(lambda scores, kind=kind: TOP_2(scores).to(kind))(theta)
         assert y.dtype == theta.dtype
         assert torch.equal(y, TOP_2(theta))
+
+
+@pytest.mark.parametrize("make", [imle, aimle, blackbox, partial(perturbed, num_samples=3)])
+def test_a_solver_that_works_in_place_leaves_the_scores_alone(make, theta):
+    def solver(scores):
+        return scores.copy_(TOP_2(scores))
+
+    before = theta.detach().clone()
+    torch.manual_seed(2)
+    y = make(solver)(theta)
+    y.square().sum().backward()
+    found = grad(theta).clone()
+    assert torch.equal(theta.detach(), before)
+    theta.grad = None
+    torch.manual_seed(2)
+    make(TOP_2)(theta).square().sum().backward()
+    assert torch.equal(found, grad(theta))
 
 
 @pytest.mark.parametrize("make", [imle, aimle, blackbox, partial(perturbed, num_samples=3)])
@@ -410,6 +428,18 @@ def test_a_solver_that_returns_another_shape_or_nan(make, theta):
     ]:
         with pytest.raises(ValueError, match=message):
             make(solver)(theta)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_scores_that_are_nan_reach_no_solver(make, theta):
+    with pytest.raises(ValueError, match=r"scores \[\d+, 5\] for the solver .* hold a nan"):
+        make(TOP_2)(theta / 0 * 0)
+
+
+def test_a_target_of_nan_reaches_no_solver(theta):
+    y = imle(TOP_2)(theta)
+    with pytest.raises(ValueError, match=r"scores \[3, 5\] for the solver .* hold a nan"):
+        (y * torch.nan).sum().backward()
 
 
 def test_a_solver_that_fails_in_the_backward_pass(theta):
