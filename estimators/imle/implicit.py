@@ -8,9 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators.imle.noise import NoiseDistribution, draw
+from estimators.imle.noise import NoiseDistribution, check_noise, draw
 from estimators.imle.solver import Arguments, Solver, fold, refuse_mapped, refuse_second_derivative, solve, unfold
-from estimators.imle.target import AdaptiveTargetDistribution, BaseTargetDistribution, TargetDistribution
+from estimators.imle.target import (
+    AdaptiveTargetDistribution,
+    BaseTargetDistribution,
+    TargetDistribution,
+    check_target,
+    target_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class _Difference(torch.autograd.Function):
         dy = dy * (options.nb_samples if options.scales_by_samples else 1)
 
         def solution(direction: Tensor) -> Tensor:
-            perturbed = options.target.params(scores, direction) + options.target_temperature * noise
+            perturbed = target_scores(options.target, scores, direction) + options.target_temperature * noise
             return solve(options.solver, perturbed, arguments)
 
         step = options.target.step(scores, dy)
@@ -121,8 +127,9 @@ def imle(
     scale_by_samples: multiply dy by nb_samples before it enters the target, so that the gradient of a loss that is a
     mean over y does not shrink as samples are added; False for the scaling of the original.
 
-    Raises ValueError where nb_samples is not positive, where a temperature is negative, where theta has no batch or is
-    of integers, and where the solver returns another shape or nan. Biased. Proof: tests/estimators/imle.
+    Raises ValueError where nb_samples is not positive, where a temperature is negative, for what is no target or noise
+    distribution, where theta has no batch or is of integers, where scores hold a nan, and where the solver returns
+    another shape or nan. Biased. Proof: tests/estimators/imle.
     """
     target = TargetDistribution() if target_distribution is None else target_distribution
     return _differentiable(
@@ -186,6 +193,8 @@ def _differentiable(
     divides_by_step: bool,
     is_symmetric: bool,
 ) -> Callable[..., Any]:
+    check_target(name, target)
+    check_noise(name, noise)
     if nb_samples < 1:
         raise ValueError(f"{name} was given nb_samples={nb_samples}, expected at least 1")
     if min(temperatures) < 0:

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
 from math import log
 from typing import Protocol, runtime_checkable
 
@@ -67,15 +66,15 @@ def draw(noise: NoiseDistribution | None, like: Tensor) -> Tensor:
         return like.new_zeros(())
     dtype = torch.promote_types(like.dtype, torch.float32)
     sample: Callable[..., Tensor] = noise.sample
-    options = {"dtype": dtype, "device": like.device} if _takes_dtype(type(noise)) else {}
-    found = sample(like.shape, **options)
-    if found.shape != like.shape:
-        raise ValueError(
-            f"{type(noise).__name__}.sample returned {list(found.shape)}, expected {list(like.shape)} as asked for"
-        )
+    takes_dtype = {"dtype", "device"} <= inspect.signature(sample).parameters.keys()
+    found = sample(like.shape, **({"dtype": dtype, "device": like.device} if takes_dtype else {}))
+    if not isinstance(found, Tensor) or found.shape != like.shape:
+        returned = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{type(noise).__name__}.sample returned {returned}, expected {list(like.shape)} as asked for")
     return found.detach().to(like)
 
 
-@lru_cache
-def _takes_dtype(kind: type) -> bool:
-    return {"dtype", "device"} <= inspect.signature(kind.sample).parameters.keys()  # type: ignore[attr-defined]
+def check_noise(name: str, noise: object) -> None:
+    """Raise ValueError for what is neither None nor has the method `sample`."""
+    if noise is not None and not isinstance(noise, NoiseDistribution):
+        raise ValueError(f"{name} was given the noise {noise!r}, expected an object with a method sample(shape)")

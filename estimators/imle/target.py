@@ -21,6 +21,23 @@ class BaseTargetDistribution(ABC):
         """Take note of a gradient [n, ...] before it is divided."""
 
 
+def check_target(name: str, target: object) -> None:
+    """Raise ValueError for what is no target distribution."""
+    if not isinstance(target, BaseTargetDistribution):
+        raise ValueError(f"{name} was given the target {target!r}, expected an instance of BaseTargetDistribution")
+
+
+def target_scores(target: BaseTargetDistribution, theta: Tensor, dy: Tensor) -> Tensor:
+    """Return the target's scores theta', [n, ...]; ValueError where they have another shape than theta."""
+    found = target.params(theta, dy)
+    if found.shape != theta.shape:
+        raise ValueError(
+            f"{type(target).__name__}.params returned {list(found.shape)} for scores {list(theta.shape)}, expected "
+            "their shape"
+        )
+    return found
+
+
 class TargetDistribution(BaseTargetDistribution):
     """theta' = alpha theta - beta dy (Niepert et al. 2021, eq. 9).
 

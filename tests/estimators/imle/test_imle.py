@@ -2,6 +2,8 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from models.solvers import subsets, top_k
 
 TOP_2 = partial(top_k, k=2)
 GUMBEL = GumbelNoiseDistribution()
+NOTHING: Any = 3  # neither noise nor a target
 
 
 @pytest.fixture(autouse=True)
@@ -465,6 +468,8 @@ def test_scores_without_a_batch_or_of_integers(make, scores):
     [
         (lambda: imle(TOP_2, nb_samples=0), "nb_samples=0, expected at least 1"),
         (lambda: aimle(TOP_2, input_noise_temperature=-1.0), "temperatures"),
+        (lambda: imle(TOP_2, noise_distribution=NOTHING), r"imle was given the noise 3, expected .* sample\(shape\)"),
+        (lambda: aimle(TOP_2, NOTHING), "aimle was given the target 3, expected an instance of BaseTargetDistribution"),
         (lambda: TargetDistribution(beta=0.0), "beta=0.0, expected a number above 0"),
         (lambda: AdaptiveTargetDistribution(grad_norm_decay_rate=1.0), "grad_norm_decay_rate=1.0"),
         (lambda: AdaptiveTargetDistribution(initial_beta=-1.0), "initial_beta=-1.0"),
@@ -478,6 +483,26 @@ def test_scores_without_a_batch_or_of_integers(make, scores):
 def test_options_that_cannot_be(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_noise_may_be_any_object_that_samples(theta):
+    noise = SimpleNamespace(sample=FixedNoise().sample)
+    assert torch.equal(
+        imle(TOP_2, noise_distribution=noise)(theta), imle(TOP_2, noise_distribution=FixedNoise())(theta)
+    )
+    noise.sample = lambda shape: [0.0] * shape.numel()
+    with pytest.raises(ValueError, match=r"SimpleNamespace.sample returned list, expected \[3, 5\]"):
+        imle(TOP_2, noise_distribution=noise)(theta)
+
+
+def test_a_target_of_another_shape(theta):
+    class First(BaseTargetDistribution):
+        def params(self, theta, dy):
+            return (theta - dy)[:1]
+
+    y = imle(TOP_2, First())(theta)
+    with pytest.raises(ValueError, match=r"First.params returned \[1, 5\] for scores \[3, 5\], expected their shape"):
+        y.sum().backward()
 
 
 def test_noise_of_another_shape(theta):
