@@ -75,7 +75,7 @@ def baseline_term(baseline: Tensor, logps: Iterable[Tensor]) -> Tensor:
     return sum(terms, torch.zeros_like(baseline))
 
 
-def any_order_baseline_term(baselines: Tensor | Sequence[Tensor], logps: Sequence[Tensor]) -> Tensor:
+def any_order_baseline_term(baselines: Tensor | Sequence[Tensor], logps: Iterable[Tensor]) -> Tensor:
     """Return sum_w magic_box(sum of the logps before w) (1 - magic_box(logp_w)) b_w (Mao et al. 2019).
 
     Zeros, to be added to the costs, which reduce the variance of derivatives of any order. `logps`: the samples'
@@ -83,14 +83,18 @@ def any_order_baseline_term(baselines: Tensor | Sequence[Tensor], logps: Sequenc
     one for each, which may depend on the samples before it, not on itself or later ones; a tensor serves them all.
     Where the baseline is the constant that the cost is, every derivative vanishes in each draw.
 
-    Raises ValueError where shapes cannot meet, and where there are not as many baselines as logps.
+    Raises ValueError where shapes cannot meet, for baselines of several shapes, where there are not as many of them as
+    logps, and for a tensor in the place of a list of logps.
     """
+    logps = list(_listed(logps))
     if isinstance(baselines, Tensor):
         baselines = [baselines] * len(logps)
     if len(baselines) != len(logps) or not logps:
         raise ValueError(
             f"any_order_baseline_term was given {len(baselines)} baselines and {len(logps)} logps, expected as many"
         )
+    if len(shapes := {baseline.shape for baseline in baselines}) > 1:
+        raise ValueError(f"any_order_baseline_term was given baselines of {sorted(map(list, shapes))}, expected one shape")
     met = [_meet(logp, baseline).expand_as(baseline) for baseline, logp in zip(baselines, logps, strict=True)]
     own = torch.stack(met)
     own = torch.where(own == -torch.inf, 0.0, own)

@@ -227,6 +227,8 @@ def test_what_cannot_meet_is_refused_in_one_line():
         dice.logp_categorical(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match=r"2 baselines and 1 logps"):
         dice.any_order_baseline_term([torch.ones(2)] * 2, [torch.zeros(2)])
+    with pytest.raises(ValueError, match=r"baselines of \[\[\], \[3\]\], expected one shape"):
+        dice.any_order_baseline_term([torch.ones(()), torch.ones(3)], [torch.zeros(3)] * 2)
     with pytest.raises(ValueError, match="decay=1"):
         dice.EMABaseline(decay=1)
 
@@ -359,7 +361,8 @@ def test_costs_of_another_type_than_the_log_probabilities():
 
 def test_a_tensor_in_the_place_of_a_list_is_refused():
     cost, logp = torch.ones(3), torch.zeros(3)
-    for surrogate in (dice.cost_node, dice.baseline_term, dice.batch_baseline_term, dice.EMABaseline()):
+    terms = (dice.baseline_term, dice.any_order_baseline_term, dice.batch_baseline_term, dice.EMABaseline())
+    for surrogate in (dice.cost_node, *terms):
         with pytest.raises(ValueError, match=r"logps is a tensor of shape \[3\], expected a list of them"):
             surrogate(cost, logp)
 
