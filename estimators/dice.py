@@ -94,7 +94,9 @@ def any_order_baseline_term(baselines: Tensor | Sequence[Tensor], logps: Iterabl
             f"any_order_baseline_term was given {len(baselines)} baselines and {len(logps)} logps, expected as many"
         )
     if len(shapes := {baseline.shape for baseline in baselines}) > 1:
-        raise ValueError(f"any_order_baseline_term was given baselines of {sorted(map(list, shapes))}, expected one shape")
+        raise ValueError(
+            f"any_order_baseline_term was given baselines of {sorted(map(list, shapes))}, expected one shape"
+        )
     met = [_meet(logp, baseline).expand_as(baseline) for baseline, logp in zip(baselines, logps, strict=True)]
     own = torch.stack(met)
     own = torch.where(own == -torch.inf, 0.0, own)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from datasets.sentences import BEGIN, STOP, TOKEN, WORDS, is_grammatical, num_adjectives, sentences, text_of
 from errors import UserError, near
@@ -52,7 +52,7 @@ class Sampled:
 
     def prefix_losses(self, baseline: bool) -> Tensor:
         """Return the penalty's surrogate [batch]: the divergence at a word depends on those before it."""
-        before = self.logp.cumsum(1) - self.logp
+        before = pad(self.logp.cumsum(1)[:, :-1], (1, 0))
         losses = dice.cost_node(self.kl, [before]).sum(1)
         if baseline:
             # What comes after a word is what its choice has a part in.

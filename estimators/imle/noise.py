@@ -35,12 +35,13 @@ class SumOfGammaNoiseDistribution:
         self.k, self.nb_iterations = k, nb_iterations
 
     def sample(self, shape: Size, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """Return noise of this shape."""
-        concentration = torch.tensor(1 / self.k, dtype=dtype, device=device)
-        total = torch.full(shape, -log(self.nb_iterations) / self.k, dtype=dtype, device=device)
+        """Return noise of this shape; half precision is drawn in float32."""
+        precise = torch.promote_types(dtype, torch.float32)
+        concentration = torch.tensor(1 / self.k, dtype=precise, device=device)
+        total = torch.full(shape, -log(self.nb_iterations) / self.k, dtype=precise, device=device)
         for i in range(1, self.nb_iterations + 1):
             total += Gamma(concentration, torch.full_like(concentration, i), validate_args=False).sample(shape)
-        return total
+        return total.to(dtype)
 
 
 class GumbelNoiseDistribution:
@@ -52,9 +53,10 @@ class GumbelNoiseDistribution:
         self.loc, self.scale = loc, scale
 
     def sample(self, shape: Size, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """Return noise of this shape."""
-        waiting = torch.empty(shape, dtype=dtype, device=device).exponential_()
-        return self.loc - self.scale * waiting.clamp_(min=torch.finfo(dtype).tiny).log_()
+        """Return noise of this shape; half precision is drawn in float32."""
+        precise = torch.promote_types(dtype, torch.float32)
+        waiting = torch.empty(shape, dtype=precise, device=device).exponential_()
+        return (self.loc - self.scale * waiting.clamp_(min=torch.finfo(precise).tiny).log_()).to(dtype)
 
 
 def draw(noise: NoiseDistribution | None, like: Tensor) -> Tensor:

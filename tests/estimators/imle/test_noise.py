@@ -69,6 +69,12 @@ def test_half_precision_noise_is_drawn_in_float32():
     torch.manual_seed(1)
     assert torch.equal(found, GumbelNoiseDistribution().sample(like.shape).bfloat16())
     assert draw(None, like).shape == ()
+    for noise in (GumbelNoiseDistribution(), SumOfGammaNoiseDistribution(2)):
+        for dtype in (torch.bfloat16, torch.float16):
+            torch.manual_seed(1)
+            half = noise.sample(like.shape, dtype=dtype)
+            torch.manual_seed(1)
+            assert torch.equal(half, noise.sample(like.shape).to(dtype))
 
 
 @pytest.mark.parametrize(
