@@ -1,7 +1,7 @@
 """Gradients through solvers of discrete problems: I-MLE, AIMLE, perturbed optimisers, blackbox differentiation.
 
 A solver is a plain function that maximises: for scores theta [batch, ...] it returns argmax_y <theta, y>, of the same
-shape. It may take further arguments, which are handed through unchanged.
+shape. It may take further arguments, by place or by name, which are handed through unchanged.
 
 >>> def best(theta):
 ...     return torch.nn.functional.one_hot(theta.argmax(-1), theta.shape[-1]).to(theta)
