@@ -69,6 +69,7 @@ def draw_particles(model: nn.Module, x: Tensor, mc: int, iw: int, reparam: bool 
     if names_sample_shape:
         output = model(x, sample_shape=(mc, iw), **arguments)
         if "log_px" in output:
+            _check_densities(output, (mc, iw, x.shape[0]), type(model).__name__)
             return Particles(output["log_px"], output["log_pz"], output["log_qz"], output, model, x)
         values, leading = x.expand(mc, iw, *x.shape), (mc, iw, x.shape[0])
     else:
@@ -241,6 +242,15 @@ def _check_output(output: Any, model: str) -> None:
         )
 
 
+def _check_densities(output: Mapping[str, Any], shape: tuple[int, int, int], model: str) -> None:
+    missing = [key for key in ("log_pz", "log_qz", "z") if key not in output]
+    if missing:
+        raise ValueError(f"{model}: forward returned log_px and no {', no '.join(missing)}; it has {sorted(output)}")
+    for density in (output["log_px"], *output["log_pz"], *output["log_qz"]):
+        if density.shape != shape:
+            raise ValueError(f"{model}: forward returned log-densities {list(density.shape)}, expected {list(shape)}")
+
+
 def layers_of(value: Any) -> Sequence[Any]:
     """Return the layers of z, qz or pz; a model of one layer may give it without a list."""
     return value if isinstance(value, list | tuple) else (value,)
@@ -254,7 +264,10 @@ def log_prob_of(distribution: Distribution, value: Tensor, leading: tuple[int, .
         value = value.reshape(shape)  # images given as [batch, 1, 28, 28] to a p(x|z) over [batch, 784]
     if not hasattr(distribution, "log_prob"):
         raise ValueError(f"{name} is a {type(distribution).__name__}, which has no log_prob(value)")
-    log_prob = distribution.log_prob(value)
+    try:
+        log_prob = distribution.log_prob(value)
+    except NotImplementedError as error:
+        raise ValueError(f"{name} is a {type(distribution).__name__}, which has no log_prob(value)") from error
     # More log-densities than values: two batches that were meant to be one have been broadcast against each other.
     if log_prob.shape[:dims] != leading or log_prob.numel() > value.numel():
         raise ValueError(

@@ -4,7 +4,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Categorical, Independent, Normal
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from models import GaussianToy, Template
 from models.particles import draw_particles
@@ -28,6 +28,15 @@ class Hierarchy(nn.Module):
         z2 = qz2.rsample() if reparam else qz2.sample()
         pz1, pz2 = Normal(self.p1(z2), 1.0), Normal(0.0, 1.0)
         return {"px": Normal(self.px(z1), 0.5), "z": [z1, z2], "qz": [qz1, qz2], "pz": [pz1, pz2]}
+
+
+class Sampler(Distribution):
+    """What torch has for a distribution that says no more than how to draw from it."""
+
+    arg_constraints = {}  # noqa: RUF012 (as torch declares it)
+
+    def sample(self, sample_shape=()):
+        return torch.zeros(sample_shape)
 
 
 def returning(**changes):
@@ -148,12 +157,32 @@ def test_images_are_flattened_for_a_flat_p_of_x():
         ({"px": None, "z": None}, "Odd: forward's output lacks 'px', 'z'"),
         ({"pz": [Normal(0.0, 1.0)] * 2}, "Odd: forward returned 1 z, 1 qz, 2 pz"),
         ({"z": [torch.zeros(5, 2)]}, r"Odd: pz\[0\].log_prob of a value \[5, 2\] is \[5, 2\], expected \[24\]"),
+        ({"qz": [Sampler()]}, r"Odd: qz\[0\] is a Sampler, which has no log_prob\(value\)"),
         ({"pz": [Normal(torch.zeros(24, 1, 1), 1.0)]}, r"Odd: pz\[0\].log_prob .* is \[24, 24, 2\], expected \[24\]"),
     ],
 )
 def test_an_output_of_the_wrong_form_is_refused_by_the_name_of_the_model(changes, message):
     with pytest.raises(ValueError, match=message):
         draw_particles(returning(**changes), torch.zeros(BATCH, 2), MC, IW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"log_qz": None}, r"Given: forward returned log_px and no log_qz; it has \['log_px', 'log_pz', 'z'\]"),
+        ({"log_pz": None, "z": None}, "Given: forward returned log_px and no log_pz, no z; it has"),
+        ({"log_qz": (torch.zeros(MC, IW),)}, r"Given: forward returned log-densities \[2, 3\], expected \[2, 3, 4\]"),
+    ],
+)
+def test_log_densities_that_lack_something_are_refused_by_the_name_of_the_model(changes, message):
+    class Given(nn.Module):
+        def forward(self, x, sample_shape=(1, 1)):
+            density = torch.zeros(*sample_shape, len(x))
+            output = {"log_px": density, "log_pz": (density,), "log_qz": (density,), "z": [density]} | changes
+            return {key: value for key, value in output.items() if value is not None}
+
+    with pytest.raises(ValueError, match=message):
+        draw_particles(Given(), torch.zeros(BATCH, 2), MC, IW)
 
 
 def test_an_output_that_is_no_mapping_is_refused():
