@@ -26,6 +26,7 @@ from analysis.statistics import Oracle
 from errors import UserError
 from estimators import get_estimator
 from estimators.bounds.base import BoundEstimator, Objective
+from estimators.bounds.weights import less_ratio
 from models.gaussian_toy import GaussianToy
 from models.particles import draw_particles
 from models.template import LogDensities, Template
@@ -209,7 +210,8 @@ class _Problem:
         log_w = densities.log_px
         for log_p, log_q in zip(densities.log_pz, densities.log_qz, strict=True):
             log_ratio = log_q - log_p
-            log_w = log_w - self.beta * (log_ratio if self.freebits is None else log_ratio.clamp(min=self.freebits))
+            floored = log_ratio if self.freebits is None else log_ratio.clamp(min=self.freebits)
+            log_w = less_ratio(log_w, floored, self.beta)
         return log_w
 
     def gradient(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None) -> Tensor:

@@ -120,9 +120,16 @@ def log_terms(particles: Particles, beta: float, freebits: float | None, stop_q:
         log_p, log_q = torch.stack(particles.log_pz), torch.stack(particles.log_qz)
     log_ratio = (log_q.detach() if stop_q else log_q) - log_p
     if freebits is None:
-        return Terms(torch.sub(particles.log_px, log_ratio[0], alpha=beta), log_q, beta)
-    log_w = torch.sub(particles.log_px, log_ratio.clamp(min=freebits).sum(0), alpha=beta)
+        return Terms(less_ratio(particles.log_px, log_ratio[0], beta), log_q, beta)
+    log_w = less_ratio(particles.log_px, log_ratio.clamp(min=freebits).sum(0), beta)
     return Terms(log_w, log_q, beta * (log_ratio.detach() >= freebits).to(log_w.dtype))
+
+
+def less_ratio(log_px: Tensor, log_ratio: Tensor, beta: float) -> Tensor:
+    """Return log_px - beta log_ratio, all of one shape; with beta = 0 a ratio that is infinite counts for nothing."""
+    if beta == 0:  # 0 inf would be nan
+        log_ratio = log_ratio.clamp(max=torch.finfo(log_ratio.dtype).max)
+    return torch.sub(log_px, log_ratio, alpha=beta)
 
 
 def relative(log_w: Tensor, alpha: float) -> tuple[Tensor, Tensor]:

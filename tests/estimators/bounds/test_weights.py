@@ -165,6 +165,28 @@ def test_observations_whose_particles_are_all_impossible_leave_finite_gradients(
         assert given.output[name].grad.isfinite().all()
 
 
+@pytest.mark.parametrize("freebits", [None, 0.1])
+@pytest.mark.parametrize(
+    "id", [*CONTROL_VARIATES, *BASELINES, "wake-wake", "rloo", "ovis-S1", "ovis-S1-exclusive", *TVOS]
+)
+def test_a_prior_that_rules_out_a_particle_counts_for_nothing_at_beta_zero(id: str, freebits: float | None):
+    """Warm-ups of beta start there."""
+    freebits = None if id == "rloo" else freebits
+    estimator = get_estimator(id, iw=3, beta=0.0, freebits=freebits).eval()
+    size = estimator.num_particles + estimator.num_extra
+    log_px = torch.arange(float(size)).view(1, size, 1)
+
+    def estimate(log_pz: Tensor) -> tuple[Tensor, Tensor]:
+        given = particles(log_px)._replace(log_pz=(log_pz.expand(1, size, 1),))
+        bound, surrogate = estimator.estimate(given, 0.0, 0.0)
+        surrogate.sum().backward()
+        return bound, torch.cat([given.output[name].grad for name in ("theta", "phi")])
+
+    impossible = torch.where(log_px == 1.0, -torch.inf, 0.0)
+    for actual, expected in zip(estimate(impossible), estimate(torch.zeros(())), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
 class _LargestTensor(TorchDispatchMode):
     """Remembers the number of elements of the largest tensor that any operation returns."""
 
