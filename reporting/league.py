@@ -31,6 +31,8 @@ COLUMNS = {
 METRICS = {name: PivotMetric("last", Metric("train", name)) for name in COLUMNS}
 # An objective whose text begins so is another one for each estimator: nothing is the best of them.
 UNSHARED = "own "
+# How the declarations begin of those whose mean is the gradient of their objective, exactly or in the limit.
+FAITHFUL = ("unbiased", "exact", "consistent")
 # The rms over parameters of (mean - true gradient) / s.e.: about 1 where there is no bias, and below this in 95% of the
 # measurements whatever the correlation of the parameters (that of a single one is the widest).
 UNBIASED = 2.0
@@ -128,12 +130,13 @@ def by_objective(league: League) -> dict[str, list[Entry]]:
 def competing(group: Sequence[Entry], columns: Sequence[str]) -> list[Entry]:
     """Return the entries of one objective that may be the best of it.
 
-    Where biases were measured, these are those whose own was and was not found; a small gradient that is another
-    objective's has a small variance, too.
+    One that declares a bias may not, however few replicates hide it. Where biases were measured, the others are those
+    whose own was and was not found; a small gradient that is another objective's has a small variance, too.
     """
     if group[0].objective.startswith(UNSHARED):
         return []
-    return [entry for entry in group if not is_biased(entry) and (BIAS_Z in entry.values or BIAS_Z not in columns)]
+    faithful = [entry for entry in group if not entry.declares or entry.declares.startswith(FAITHFUL)]
+    return [entry for entry in faithful if not is_biased(entry) and (BIAS_Z in entry.values or BIAS_Z not in columns)]
 
 
 def title_of(objective: str) -> str:
