@@ -100,7 +100,8 @@ def verbs(arguments: argparse.Namespace) -> list[str]:
 def with_output_gone() -> None:
     """Flush what is left; a reader that has gone, as in `... | head`, is no error."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

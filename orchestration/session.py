@@ -117,7 +117,7 @@ class Session:
 
     def allowed(self, plan: str) -> bool:
         """Show a plan and ask, unless --yes is given; where nobody can answer that is an error."""
-        if not self.arguments.yes and not sys.stdin.isatty():
+        if not self.arguments.yes and (sys.stdin is None or not sys.stdin.isatty()):
             raise UserError(
                 "nobody can be asked here (standard input is no terminal): --yes does it, nothing was changed"
             )

@@ -384,3 +384,12 @@ def test_many_jobs_are_cancelled_without_keeping_managers_waiting(study, monkeyp
     study.folder.queue.unlink()
     assert study.run("--rebuild", "--yes") == 0
     assert sorted(study.states.values()) == ["aborted"] * 4 + ["done"] * 2
+
+
+@pytest.mark.parametrize(("closing", "arguments", "status"), [("<&-", "--cancel --find seed=3", 2), (">&-", "", 3)])
+def test_closed_streams_are_no_traceback(study, closing, arguments, status):
+    shell = " ".join([*map(str, study.command("dbutils.py")), arguments, closing])
+    result = subprocess.run(shell, shell=True, cwd=SOURCE, capture_output=True, text=True)
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    assert study.states["seed3"] == "queued"
