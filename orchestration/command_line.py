@@ -57,6 +57,7 @@ def guarded(command: Callable[[], int]) -> int:
     """Return the command's exit status; a user's mistake, an interrupt or a disk that refuses is one line."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a script's background command inherits that SIGINT is ignored
         signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, which is inherited too, it would hide how children ended
     try:
         return command()
     except UserError as error:

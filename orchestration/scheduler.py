@@ -69,7 +69,7 @@ class Scheduler:
                 self.executor.stop()
                 raise
             finally:
-                self.executor.close()
+                self.executor.close(at_once=lambda: self.interrupts > 1)
         return self.queue.counts()
 
     def _work(self) -> None:

@@ -45,6 +45,7 @@ PROGRESS_INTERVAL = 0.5  # seconds between two words of progress
 CANCEL_INTERVAL = 0.5  # seconds between two looks at whether the job is cancelled
 PATIENCE = 5.0  # seconds until it is said who holds a job's lock
 LOCK_INTERVAL = 0.05  # seconds between two looks at a lock that an earlier attempt still holds
+GRACE = 5.0  # seconds that threads which jobs have left may keep a worker that has no more to do
 
 
 class Worker:
@@ -251,6 +252,9 @@ def main() -> None:
     if given.user_dir:
         sys.path.insert(0, str(given.user_dir))
     Worker(ExperimentFolder(given.root, given.experiment), given.manager, given.user_dir).serve()
+    end = threading.Timer(GRACE, os._exit, (0,))
+    end.daemon = True
+    end.start()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How jobs reach processes: an executor is one file here with a class `Executor`, chosen by `manager.py --executor`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -53,10 +53,10 @@ class Executor(Protocol):
         """Ask all jobs to write a checkpoint and end."""
 
     def kill(self) -> None:
-        """End every worker at once."""
+        """End every worker at once, and what its jobs have started."""
 
-    def close(self) -> None:
-        """End the workers, which have nothing more to do."""
+    def close(self, at_once: Callable[[], bool]) -> None:
+        """End the workers, which have nothing more to do; without waiting for them as soon as `at_once` says so."""
 
 
 def names() -> list[str]:

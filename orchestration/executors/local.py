@@ -8,8 +8,9 @@ import selectors
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from orchestration.queue import Row
 from orchestration.run_directory import ExperimentFolder
 
 KERNEL_COUNTERS = Path("/proc/vmstat")
+GRACE = 10.0  # seconds that a worker without a job has to end
+END_INTERVAL = 0.01  # seconds between two looks at whether workers have ended
 
 
 @dataclass
@@ -57,6 +60,25 @@ class Worker:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
+
+    def has_ended(self) -> bool:
+        """Say whether the process has ended; its number is nobody else's until `reap`."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def wait(self) -> None:
+        """Wait for the end of the process."""
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
+    def kill(self) -> None:
+        """End the process at once, and those of its jobs' children that are in its process group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def reap(self) -> int:
+        """Wait for the end of the process, end what is left of its group, and return its exit status."""
+        self.wait()
+        self.kill()
+        return self.process.wait()
 
 
 class Executor:
@@ -136,9 +158,21 @@ class Executor:
 
     def _dismiss(self, worker: Worker) -> None:
         """End an idle worker."""
-        worker.hang_up()
-        worker.process.wait()
-        self._forget(worker)
+        self._end([worker], at_once=lambda: False)
+
+    def _end(self, workers: Sequence[Worker], at_once: Callable[[], bool]) -> None:
+        """Wait for the end of these workers; those that have no job, or all where that is asked, are made to end."""
+        for worker in workers:
+            worker.hang_up()
+        deadline = time.monotonic() + GRACE
+        while left := [worker for worker in workers if not worker.has_ended()]:
+            for worker in left:
+                if at_once() or (worker.job is None and time.monotonic() > deadline):
+                    worker.kill()
+            time.sleep(END_INTERVAL)
+        for worker in workers:
+            worker.reap()
+            self._forget(worker)
 
     def check(self, jobs: Sequence[Sequence[str]], snapshot: str) -> list[str]:
         """Build each of these jobs' model and estimator in one worker; return one line for each refusal."""
@@ -158,10 +192,10 @@ class Executor:
         for key, _ in self._selector.select(timeout):
             found += self._read(key.data)
         for worker in list(self._workers.values()):
-            if worker.process.poll() is not None:
+            if worker.has_ended():
                 found += self._read(worker)
                 if worker.slot.name in self._workers:
-                    found += self._bury(worker)
+                    found += self._bury(worker, worker.reap())
         self._killed_for_memory = killed  # as of before this look: what is found dead at the next one died since
         return found
 
@@ -173,16 +207,13 @@ class Executor:
     def kill(self) -> None:
         """End every worker at once."""
         for worker in self._workers.values():
-            worker.process.kill()
-            worker.process.wait()
+            worker.kill()
+        for worker in self._workers.values():
+            worker.wait()
 
-    def close(self) -> None:
-        """End the workers: they leave at the end of their input."""
-        for worker in self._workers.values():
-            worker.hang_up()
-        for worker in self._workers.values():
-            worker.process.wait()
-        self._workers.clear()
+    def close(self, at_once: Callable[[], bool]) -> None:
+        """End the workers: they leave at the end of their input, or as soon as `at_once` says so."""
+        self._end(list(self._workers.values()), at_once)
         self._selector.close()
 
     def _worker(self, snapshot: str) -> Worker:
@@ -240,8 +271,7 @@ class Executor:
             leaving = message.pop("leaving", False)
             found += self._heard(worker, message, leaving)
         if leaving:
-            worker.process.wait()
-            self._forget(worker)
+            self._dismiss(worker)
         return found
 
     def _heard(self, worker: Worker, message: dict[str, Any], leaving: bool) -> list[Event]:
@@ -270,8 +300,7 @@ class Executor:
         rows, worker.ahead = worker.ahead, deque()
         return [Event("returned", worker.slot.name, row.id, row.attempt) for row in rows]
 
-    def _bury(self, worker: Worker) -> list[Event]:
-        code = worker.process.returncode
+    def _bury(self, worker: Worker, code: int) -> list[Event]:
         why = f"its worker was killed by signal {-code}" if code < 0 else f"its worker ended with status {code}"
         why += f" ({last_line(self.folder.worker_log)})" if code > 0 else ""
         if code == -signal.SIGKILL and killed_for_memory() > self._killed_for_memory:

@@ -27,7 +27,7 @@ class Silent(Any):
 
     def __init__(self):
         self.told: list[str] = []
-        self.stdin, self.returncode, self.pid = self, -signal.SIGKILL, 0
+        self.stdin, self.pid = self, 0
 
     def write(self, line):
         message = json.loads(line)
@@ -126,7 +126,7 @@ def test_jobs_ahead_come_back_from_a_worker_that_leaves_or_dies(executor):
         ("returned", "c"),
         ("returned", "e"),
     ]
-    events = executor._bury(executor._workers["cuda:1"])
+    events = executor._bury(executor._workers["cuda:1"], -signal.SIGKILL)
     assert [(event.kind, event.id) for event in events] == [("died", "b"), ("returned", "d")]
 
 

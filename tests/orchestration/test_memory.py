@@ -101,8 +101,6 @@ class Handed(local.Executor):
 class Silent(Any):
     """A process that hears nothing."""
 
-    returncode = None
-
     class stdin:
         write = flush = staticmethod(lambda *args: None)
 
@@ -153,8 +151,7 @@ def test_a_worker_killed_for_memory_is_marked_so(folder, tmp_path, monkeypatch, 
     monkeypatch.setattr(executor, "_forget", lambda worker: None)
     counters.write_text(f"nr_free_pages 12\noom_kill {killed}\n")
     worker = local.Worker(Slot("cpu:0", ""), "", Silent(), Row("a", [], attempt=1))
-    worker.process.returncode = -signal.SIGKILL
-    (event,) = executor._bury(worker)
+    (event,) = executor._bury(worker, -signal.SIGKILL)
     assert event.error.startswith(
         "its worker was killed for memory" if killed > 5 else "its worker was killed by signal 9"
     )

@@ -6,9 +6,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from orchestration import snapshot
+from orchestration.devices import Slot
+from orchestration.executors import local
 from orchestration.locks import holder, is_free
 from orchestration.queue import Manager, Queue
 from tests.orchestration.study import IDS, SOURCE, Study
@@ -222,3 +226,57 @@ def test_a_child_that_outlives_its_job_does_not_keep_it_running(study, mode):
     finally:
         for child in set(children):
             os.kill(child, signal.SIGKILL)
+
+
+def is_alive(pid):
+    """Say whether a process runs; one that has ended and is not yet reaped does not."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("blow", ["one signal", "two signals", "a killed worker"])
+def test_what_a_job_has_started_ends_with_its_worker(study, blow):
+    nap = 30 if blow == "two signals" else 0.1
+    manager = study.start("task.mode=child", f"task.nap={nap}", "steps=30", "seed=1")
+    study.wait_for(lambda: len(study.running()) == 1)
+    word = study.job("seed1").path / "daemon.pid"
+    study.wait_for(word.exists)
+    child = int(word.read_text())
+    assert is_alive(child)
+    if blow == "a killed worker":
+        os.kill(next(iter(study.running().values())), signal.SIGKILL)
+        study.wait_for(lambda: study.rows[0].attempt == 2)
+        assert not is_alive(child)
+    manager.send_signal(signal.SIGINT)
+    if blow == "two signals":
+        time.sleep(0.5)
+        manager.send_signal(signal.SIGINT)
+    finish(manager, 130)
+    assert not is_alive(int(word.read_text()))
+    assert study.worker_pids() == []
+
+
+def test_a_thread_that_a_job_has_left_does_not_keep_its_worker(study):
+    began = time.monotonic()
+    result = study.run("task.mode=thread", "seed=1,2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert study.states == {"seed1": "done", "seed2": "done"}
+    assert time.monotonic() - began < 60
+    assert study.worker_pids() == []
+
+
+@pytest.mark.parametrize("is_hurried", [True, False])
+def test_a_stopped_worker_without_a_job_keeps_nobody(study, monkeypatch, is_hurried):
+    monkeypatch.setattr(local, "GRACE", 60.0 if is_hurried else 0.5)
+    study.folder.snapshots.mkdir(parents=True)
+    name = snapshot.take(study.folder.snapshots)
+    executor = local.Executor(study.folder, "nobody", [Slot("cpu:0", "")])
+    assert executor.check([], name) == []
+    (pid,) = study.worker_pids()
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    executor.close(at_once=lambda: is_hurried)
+    assert time.monotonic() - began < 10
+    assert study.worker_pids() == []

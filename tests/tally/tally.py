@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def daemon_by_exec(context):
     note(context, subprocess.Popen(["sleep", "120"], start_new_session=True, close_fds=False).pid)
 
 
+def child(context):
+    """Have another program that works for the job."""
+    note(context, subprocess.Popen(["sleep", "120"]).pid)
+
+
+def thread(context):
+    """Leave a thread that the interpreter waits for at its end."""
+    threading.Thread(target=time.sleep, args=(120,)).start()
+
+
 def note(context, child):
     """Leave word of a child."""
     write_atomically(Path(context.run.path, "daemon.pid"), str(child).encode())
@@ -80,6 +91,8 @@ MODES = {
     "crowded_always": lambda context: throw(RuntimeError("CUDA error: out of memory")),
     "daemon": daemon,
     "daemon_by_exec": daemon_by_exec,
+    "child": child,
+    "thread": thread,
     "input": lambda context: input("name? "),
     "cat": lambda context: os.system("cat"),
     "interrupt": lambda context: throw(KeyboardInterrupt("by itself")),
