@@ -22,7 +22,7 @@ from orchestration.job import Job
 from orchestration.queue import STATES, Row
 from orchestration.run_directory import ExperimentFolder
 
-_TERM = re.compile(r"\s*([\w.]+)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_TERM = re.compile(r"\s*([\w.]+)\s*(!=|<=|>=|=|<|>)(?!=)\s*(.*?)\s*", re.DOTALL)
 _ORDERS: Mapping[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -120,7 +120,7 @@ def as_number(value: Any) -> float | None:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split a text at a separator that is in no quotes and no brackets."""
+    """Split a text at a separator that is in no quotes and no brackets; raise UserError where these are not closed."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if quote:
@@ -133,6 +133,8 @@ def _split(text: str, separator: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += character
+    if quote or depth:
+        raise UserError(f"--find: {shown(text)!r}: a quote or a bracket is not closed, or never opened")
     return parts
 
 
