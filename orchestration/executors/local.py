@@ -21,6 +21,7 @@ from orchestration.queue import Row
 from orchestration.run_directory import ExperimentFolder
 
 KERNEL_COUNTERS = Path("/proc/vmstat")
+MOST_CHECKS = 3  # workers that may die of a check
 GRACE = 10.0  # seconds that a worker without a job has to end
 END_INTERVAL = 0.01  # seconds between two looks at whether workers have ended
 
@@ -175,15 +176,26 @@ class Executor:
             self._forget(worker)
 
     def check(self, jobs: Sequence[Sequence[str]], snapshot: str) -> list[str]:
-        """Build each of these jobs' model and estimator in one worker; return one line for each refusal."""
-        worker = self._worker(snapshot)
-        worker.tell(do="check", jobs=jobs)
+        """Build each of these jobs' model and estimator in one worker; return one line for each refusal.
+
+        A worker that dies of it is replaced, but not for ever.
+        """
+        why = ""
+        for _ in range(MOST_CHECKS):
+            worker = self._worker(snapshot)
+            worker.tell(do="check", jobs=jobs)
+            answer = self._answer()
+            if answer.kind == "checked":
+                return list(answer.errors)
+            why = answer.error
+        return [f"the jobs could not be checked {MOST_CHECKS} times: {why}"]
+
+    def _answer(self) -> Event:
+        """Return the first event by which a worker says what it has checked, or has died."""
         while True:
             for event in self.events(timeout=1.0):
-                if event.kind == "checked":
-                    return list(event.errors)
-                if event.kind == "died":
-                    return [f"the worker that checked the jobs died: {last_line(self.folder.worker_log)}"]
+                if event.kind in ("checked", "died"):
+                    return event
 
     def events(self, timeout: float) -> list[Event]:
         """Return what the workers have said, and which of them have died."""
@@ -312,6 +324,7 @@ class Executor:
 
     def _forget(self, worker: Worker) -> None:
         assert worker.process.stdout is not None
+        worker.hang_up()
         self._selector.unregister(worker.process.stdout)
         worker.process.stdout.close()
         del self._workers[worker.slot.name]

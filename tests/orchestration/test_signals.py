@@ -267,16 +267,36 @@ def test_a_thread_that_a_job_has_left_does_not_keep_its_worker(study):
     assert study.worker_pids() == []
 
 
-@pytest.mark.parametrize("is_hurried", [True, False])
-def test_a_stopped_worker_without_a_job_keeps_nobody(study, monkeypatch, is_hurried):
-    monkeypatch.setattr(local, "GRACE", 60.0 if is_hurried else 0.5)
+@pytest.fixture
+def executor(study):
     study.folder.snapshots.mkdir(parents=True)
-    name = snapshot.take(study.folder.snapshots)
     executor = local.Executor(study.folder, "nobody", [Slot("cpu:0", "")])
-    assert executor.check([], name) == []
+    yield executor
+    executor.close(at_once=lambda: True)
+
+
+@pytest.mark.parametrize("is_hurried", [True, False])
+def test_a_stopped_worker_without_a_job_keeps_nobody(study, executor, monkeypatch, is_hurried):
+    monkeypatch.setattr(local, "GRACE", 60.0 if is_hurried else 0.5)
+    assert executor.check([], snapshot.take(study.folder.snapshots)) == []
     (pid,) = study.worker_pids()
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     executor.close(at_once=lambda: is_hurried)
     assert time.monotonic() - began < 10
     assert study.worker_pids() == []
+
+
+def test_a_worker_that_is_killed_at_its_check_is_replaced(study, executor):
+    name = snapshot.take(study.folder.snapshots)
+    assert executor.check([], name) == []
+    (pid,) = study.worker_pids()
+    os.kill(pid, signal.SIGKILL)
+    assert executor.check([], name) == []
+    assert study.worker_pids() != [pid]
+
+
+def test_workers_that_cannot_check_are_one_line(study, executor, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    (error,) = executor.check([], snapshot.take(study.folder.snapshots))
+    assert error == "the jobs could not be checked 3 times: its worker ended with status 1 (it left no word)"
