@@ -21,6 +21,7 @@ from orchestration.queue import Row
 from orchestration.run_directory import ExperimentFolder
 
 KERNEL_COUNTERS = Path("/proc/vmstat")
+MEMORY_LAG = 10.0  # seconds between the kernel's word of a kill for memory and the end of the process
 MOST_CHECKS = 3  # workers that may die of a check
 GRACE = 10.0  # seconds that a worker without a job has to end
 END_INTERVAL = 0.01  # seconds between two looks at whether workers have ended
@@ -90,6 +91,7 @@ class Executor:
         self._workers: dict[str, Worker] = {}
         self._kept: str | None = None  # the device that is being emptied for a job that is to run alone
         self._killed_for_memory = killed_for_memory()
+        self._kills: deque[float] = deque()  # when such kills were seen that explain no death yet
         self._selector = selectors.DefaultSelector()
 
     def free(self) -> int:
@@ -200,7 +202,7 @@ class Executor:
     def events(self, timeout: float) -> list[Event]:
         """Return what the workers have said, and which of them have died."""
         found: list[Event] = []
-        killed = killed_for_memory()
+        self._watch_memory()
         for key, _ in self._selector.select(timeout):
             found += self._read(key.data)
         for worker in list(self._workers.values()):
@@ -208,8 +210,26 @@ class Executor:
                 found += self._read(worker)
                 if worker.slot.name in self._workers:
                     found += self._bury(worker, worker.reap())
-        self._killed_for_memory = killed  # as of before this look: what is found dead at the next one died since
         return found
+
+    def _watch_memory(self) -> None:
+        """Take note of the processes that the kernel has killed for memory since the last look."""
+        killed = killed_for_memory()
+        self._kills.extend([time.monotonic()] * (killed - self._killed_for_memory))
+        self._killed_for_memory = killed
+
+    def _is_for_memory(self) -> bool:
+        """Say whether a worker that was just found killed may be one that the kernel has killed for memory.
+
+        The kernel counts the kill first; until the process is dead it may be a while. Each kill explains one death.
+        """
+        self._watch_memory()
+        while self._kills and time.monotonic() - self._kills[0] > MEMORY_LAG:
+            self._kills.popleft()
+        if not self._kills:
+            return False
+        self._kills.popleft()
+        return True
 
     def stop(self) -> None:
         """Ask all jobs to write a checkpoint and end."""
@@ -315,7 +335,7 @@ class Executor:
     def _bury(self, worker: Worker, code: int) -> list[Event]:
         why = f"its worker was killed by signal {-code}" if code < 0 else f"its worker ended with status {code}"
         why += f" ({last_line(self.folder.worker_log)})" if code > 0 else ""
-        if code == -signal.SIGKILL and killed_for_memory() > self._killed_for_memory:
+        if code == -signal.SIGKILL and self._is_for_memory():
             why = "its worker was killed for memory: the machine's, or its container's, was used up"
         self._forget(worker)
         row = worker.job

@@ -157,6 +157,25 @@ def test_a_worker_killed_for_memory_is_marked_so(folder, tmp_path, monkeypatch, 
     )
 
 
+def test_a_kill_for_memory_explains_one_death_however_long_that_takes(folder, tmp_path, monkeypatch):
+    counters = tmp_path / "vmstat"
+    counters.write_text("oom_kill 5\n")
+    monkeypatch.setattr(local, "KERNEL_COUNTERS", counters)
+    executor = local.Executor(folder, "manager", [Slot("cpu:0", "")])
+    monkeypatch.setattr(executor, "_forget", lambda worker: None)
+    worker = local.Worker(Slot("cpu:0", ""), "", Silent(), Row("a", [], attempt=1))
+    counters.write_text("oom_kill 6\n")
+    for _ in range(3):
+        assert executor.events(0) == []  # the kernel has said it, and the process is not dead yet
+    reasons = [executor._bury(worker, -signal.SIGKILL)[0].error for _ in range(2)]
+    assert reasons[0].startswith("its worker was killed for memory")
+    assert reasons[1] == "its worker was killed by signal 9"
+    counters.write_text("oom_kill 7\n")
+    executor.events(0)
+    monkeypatch.setattr(local, "MEMORY_LAG", 0.0)
+    assert executor._bury(worker, -signal.SIGKILL)[0].error == "its worker was killed by signal 9"
+
+
 def test_the_reason_of_a_death_is_in_the_status(folder):
     queue, manager = Queue(folder), Manager(folder)
     queue.rebuild([Row("a", [])])
