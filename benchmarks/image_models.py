@@ -17,6 +17,7 @@ from benchmarks.timing import Work, machine, primitives, repeated, turns
 from estimators import get_estimator
 from models import VAE, SigmoidBeliefNetwork
 from models.template import Template
+from tasks.allocator import keep_freed_memory
 
 BATCH_SIZE = 24
 NUM_POINTS = 2000
@@ -74,6 +75,7 @@ def training_step(row: Row, x: torch.Tensor) -> Work:
 def print_steps(rounds: int, num_threads: int) -> None:
     """Print the times on `num_threads` threads; what is to be reached is said of one."""
     torch.set_num_threads(num_threads)
+    keep_freed_memory()  # as a job does
     torch.manual_seed(0)
     x = images()
     works = [training_step(row, x) for row in ROWS]

@@ -14,14 +14,16 @@ from estimators import get_estimator
 from models.template import Template
 from orchestration.execution import resolve
 from seeding import derive_seed
+from tasks.allocator import keep_freed_memory
 
 
 def prepare_torch(config: DictConfig) -> torch.device:
-    """Give this process the job's number of threads; return the job's device.
+    """Give this process the job's number of threads, and memory that it keeps; return the job's device.
 
     The device `auto` is the CUDA device that this process sees, else the CPU.
     """
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
