@@ -209,13 +209,16 @@ def logp_categorical(logits: Tensor, actions: Tensor) -> Tensor:
 def sample_categorical(logits: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
     """Draw actions [...] from logits [..., categories]; return their log-probabilities, a stochastic node, and them.
 
-    By the Gumbel-max trick, the noise in float32 for half-precision logits: bfloat16 has 128 values between two powers
-    of two, and would tie. An action whose logit is -inf is never drawn.
+    By inverting cumulative sums of the probabilities, which takes one uniform number a draw: the probabilities in
+    float32 for half-precision logits, their sums and the uniform numbers in float64. An action whose logit is -inf is
+    never drawn; where logits are nan, so is the log-probability.
     """
-    noise = torch.empty(logits.shape, dtype=_precise(logits), device=logits.device)
-    noise.exponential_(generator=generator).clamp_(min=torch.finfo(noise.dtype).tiny)
-    actions = (logits.detach() - noise.log_()).argmax(-1)
-    return logp_categorical(logits, actions), actions
+    logp = logits.to(_precise(logits)).log_softmax(-1)
+    cumulative = logp.detach().exp().cumsum(-1, dtype=torch.float64)
+    u = torch.rand((*logits.shape[:-1], 1), dtype=torch.float64, device=logits.device, generator=generator)
+    # The last sum, which rounding leaves a little off one, counts as one: it is above every u.
+    actions = (cumulative[..., :-1] / cumulative[..., -1:] <= u).sum(-1)
+    return logp.gather(-1, actions.unsqueeze(-1)).squeeze(-1), actions
 
 
 def _precise(logits: Tensor) -> torch.dtype:
