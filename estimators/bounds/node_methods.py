@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import nn
 from torch.distributions import Categorical, Distribution
+from torch.nn.parameter import is_lazy
 
 from estimators.bounds.node import NodeEstimator
 from estimators.nodes.arm import ARM
@@ -268,13 +270,17 @@ class Learning(NodeEstimator):
     def method_of(self, layer: int, q: Distribution, num_plates: int) -> Learnt:
         """Return the method of a layer; further layers than the first are made when they are first met."""
         if layer == len(self.layers):
-            self.layers.append(self.method("z", self.others))
+            self.layers.append(self.method("z", self.others).train(self.training))
         method = self.layers[layer]
         assert isinstance(method, Learnt)
         sizes = (
             q.logits.shape if isinstance(q, Categorical) else q.batch_shape + q.event_shape
         )  # relaxed, it has as many
         method.in_dim = sizes[num_plates:].numel()
+        if any(map(is_lazy, method.parameters())):
+            # Here, not where costs are estimated: without gradients the control variate is not evaluated.
+            device = q.mean.device
+            method.to(device).network(torch.zeros(1, method.in_dim, device=device))
         return method
 
 

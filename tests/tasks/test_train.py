@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from datasets.gaussian_mixture import GaussianMixtureData
 from errors import CorruptFileError, UserError
+from estimators import registry
 from orchestration.configuration import compose
 from orchestration.run_directory import RunDirectory
 from tasks import checkpoint
@@ -89,6 +90,42 @@ def test_what_an_estimator_learns_goes_on_with_the_same_numbers(tmp_path, id):
     whole, parts = (saved(tmp_path / name)["parts"]["estimator"] for name in ("whole", "parts"))
     assert {"baseline.hidden.weight", "baseline.location"} <= whole.keys()
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+NODES = [family for family in registry.families() if "layer_posterior" in family.needs]
+TINY = {
+    "belief network": ("model=sbn", "model.latents=[3,2]"),
+    "categories": ("model=vae", "model.hidden=[3]", "model.latent=categorical", "model.latents=2"),
+    "normals": ("model=vae", "model.hidden=[3]", "model.latents=2"),
+}
+
+
+def model_for(family):
+    if "can be reparameterised" in family.needs:
+        return "normals"
+    return "belief network" if "Bernoulli" in family.needs else "categories"
+
+
+LEARNING = ("relax", "lax", "rodeo")
+
+
+@pytest.mark.filterwarnings("ignore:the gradient of .* is drawn one replicate at a time")
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(each, marks=() if each.name in LEARNING else pytest.mark.slow, id=each.name) for each in NODES],
+)
+def test_every_method_for_single_nodes_trains_and_goes_on_with_the_same_numbers(tmp_path, family):
+    """With the statistics of its gradients, and networks in every layer where it has some."""
+    options = (*TINY[model_for(family)], f"estimator={family.examples[0]}", "estimator.iw=2", "dataset=shapes")
+    options += ("steps=4", "eval_every=2", "batch_size=3", "analysis.num_replicates=3")
+    train(tmp_path / "whole", *options)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", *options, stop_at=3)
+    train(tmp_path / "parts", *options)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert any(row["name"] == "grads/variance" for row in rows(tmp_path / "whole"))
+    networks = [name for name in saved(tmp_path / "whole")["parts"]["estimator"] if name.endswith("network.0.weight")]
+    assert len(networks) == {"relax": 2, "lax": 1, "rodeo": 2}.get(family.name, 0)
 
 
 def test_a_network_is_drawn_from_the_seed_alone_and_learns_at_its_own_rate():
