@@ -55,15 +55,21 @@ def build_model(config: DictConfig, device: torch.device, dataset: Dataset) -> T
 
 
 def build_estimator(config: DictConfig, device: torch.device) -> nn.Module:
-    """Return the estimator of a resolved configuration."""
-    return get_estimator(**options_of(config.estimator)).to(device)
+    """Return the estimator of a resolved configuration, its parameters drawn from the job's seed alone."""
+    return _estimator(config, device, options_of(config.estimator))
 
 
 def build_estimators(config: DictConfig, device: torch.device) -> dict[str, nn.Module]:
     """Return the estimator of a resolved configuration and those of `task.compare`, which differ in the id, by id."""
     options = options_of(config.estimator)
     ids = dict.fromkeys([options["id"], *config.task.compare])
-    return {id: get_estimator(**{**options, "id": id}).to(device) for id in ids}
+    return {id: _estimator(config, device, {**options, "id": id}) for id in ids}
+
+
+def _estimator(config: DictConfig, device: torch.device, options: dict[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "estimator"))
+        return get_estimator(**options).to(device)
 
 
 def build_networks(config: DictConfig, estimator: nn.Module, model: nn.Module, x: Tensor) -> None:

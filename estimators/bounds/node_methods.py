@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
 from torch.nn.parameter import is_lazy
 
 from estimators.bounds.node import NodeEstimator
@@ -18,12 +18,16 @@ from estimators.nodes.double_cv import DoubleCV
 from estimators.nodes.expect import Expect
 from estimators.nodes.gumbel_rao import GumbelRao
 from estimators.nodes.gumbel_softmax import GumbelSoftmax
+from estimators.nodes.importance_sampling import ImportanceSampling
 from estimators.nodes.local_expectation import LocalExpectation
+from estimators.nodes.measure_valued import MeasureValued
 from estimators.nodes.muprop import MuProp
+from estimators.nodes.pathwise import Infer, Reparameterization
 from estimators.nodes.rao_blackwell import RaoBlackwellSF
 from estimators.nodes.rebar import REBAR
 from estimators.nodes.reinmax import ReinMax
 from estimators.nodes.relax import LAX, RELAX, Learnt
+from estimators.nodes.rodeo import RODEO
 from estimators.nodes.score_function import ScoreFunction
 from estimators.nodes.score_function_wor import ScoreFunctionWOR
 from estimators.nodes.straight_through import StraightThrough
@@ -201,6 +205,59 @@ class LocalExpectationNode(NodeEstimator):
         return LocalExpectation(name, num)
 
 
+class MeasureValuedNode(NodeEstimator):
+    """K samples, each variable replaced by the two parts of its derivative in turn."""
+
+    id = "measure-valued"
+
+    def method(self, name: str, num: int) -> Method:
+        """Return MeasureValued."""
+        return MeasureValued(name, num)
+
+
+class ReparameterizationNode(NodeEstimator):
+    """K samples that carry the gradient."""
+
+    id = "reparameterization"
+
+    def method(self, name: str, num: int) -> Method:
+        """Return Reparameterization."""
+        return Reparameterization(name, num)
+
+
+class InferNode(NodeEstimator):
+    """K samples that carry the gradient where they can, else the score function with a moving average."""
+
+    id = "infer"
+
+    def method(self, name: str, num: int) -> Method:
+        """Return Infer."""
+        return Infer(name, num)
+
+
+@dataclass(eq=False, repr=False)
+class ImportanceSamplingNode(NodeEstimator):
+    """K samples of a flatter distribution, q's logits divided by a temperature, weighed by importance."""
+
+    temperature: float = 2.0
+
+    @property
+    def id(self) -> str:
+        """The canonical id."""
+        return "importance-sampling" + _suffix("t", self.temperature, 2.0)
+
+    def method(self, name: str, num: int) -> Method:
+        """Return ImportanceSampling."""
+        if not self.temperature > 0:
+            raise ValueError(f"{self.id}: temperature = {self.temperature}, expected a positive number")
+        return ImportanceSampling(name, self._flatter, num)
+
+    def _flatter(self, q: Distribution) -> Distribution:
+        if not isinstance(q, Bernoulli | Categorical | OneHotCategorical):
+            raise ValueError(f"node 'z': the proposal takes Bernoulli or categories, not {type(q).__name__}")
+        return type(q)(logits=q.logits.detach() / self.temperature, validate_args=False)
+
+
 class ReinMaxNode(NodeEstimator):
     """K samples with the Jacobian of Heun's rule."""
 
@@ -231,6 +288,18 @@ class DoubleCvNode(NodeEstimator):
     def method(self, name: str, num: int) -> Method:
         """Return DoubleCV."""
         return DoubleCV(name, num)
+
+
+class RodeoNode(NodeEstimator):
+    """K samples with what a Stein operator makes of the others' costs; its networks are trained."""
+
+    id = "rodeo"
+    min_particles: ClassVar[int] = 2
+    others: ClassVar[int] = 2
+
+    def method(self, name: str, num: int) -> Method:
+        """Return RODEO."""
+        return RODEO(name, num)
 
 
 class RebarNode(NodeEstimator):
