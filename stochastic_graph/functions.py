@@ -114,12 +114,13 @@ def gather_samples(samples: Sequence[torch.Tensor], name: str, weight: torch.Ten
 def reduce_plates(tensor: torch.Tensor, plates: Plates | None = None) -> Tensor:
     """Return the weighted mean over plates, given by name or as they are; over all of them by default.
 
-    Raises ValueError for a plate that the tensor is not on.
+    Samples count for what their method weighs them with: the mean over the values of Expect is the expectation, on the
+    plates that their probabilities are on. Raises ValueError for a plate that the tensor is not on.
     """
-    chosen = plates_of(tensor) if plates is None else [_find(tensor, each) for each in _listed(plates)]
-    raw, left = plain(tensor), plates_of(tensor)
-    averaged = averaged_of(tensor)
-    for plate in sorted(chosen, key=lambda each: each.order):
+    raw, left, averaged = plain(tensor), plates_of(tensor), averaged_of(tensor)
+    chosen = None if plates is None else [_find(tensor, each) for each in _listed(plates)]
+    while remaining := [each for each in left if chosen is None or position(chosen, each) is not None]:
+        plate = remaining[0]
         raw, left = mean_over(raw, left, plate)
         averaged += (plate,) if plate.is_sample else ()
     return wrap(raw, left, averaged)

@@ -109,7 +109,7 @@ class Graph:
         method.check(raw)
         sample = method.propose(raw, len(plates))
         sample.key = name
-        plate = Plate(name, sample.size, parents=plates, is_sample=True)
+        plate = Plate(name, sample.size, weight_of(method, sample), plates, is_sample=True)
         self._nodes[plate] = Node(method, sample, plate)
         points, own = self.placed(sample, plate)
         value = points.as_subclass(StochasticTensor)
@@ -235,6 +235,15 @@ class Graph:
     def _unique(self, name: str) -> str:
         taken = {plate.name for plate in self._nodes}
         return next(each for each in _numbered(name) if each not in taken)
+
+
+def weight_of(method: Method, sample: Sample) -> Plain | None:
+    """Return what a node's points count for in a mean, [n, *plates], or [n] for all items alike; None: 1 / n each."""
+    if type(method).weigh is Method.weigh:
+        return None
+    with torch.no_grad():
+        weight = method.weigh(sample)
+    return weight.reshape(-1) if weight.numel() == len(weight) else weight
 
 
 def _estimated(node: Node, cost: Plain, plates: Plates) -> tuple[Plain, Plates]:

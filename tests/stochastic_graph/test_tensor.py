@@ -188,6 +188,33 @@ def test_means_over_plates() -> None:
         storch.reduce_plates(x, "c")
 
 
+WEIGHTED = {
+    "Expect": lambda: storch.method.Expect("z"),
+    "RaoBlackwellSF": lambda: storch.method.RaoBlackwellSF("z", 3),
+    "ScoreFunctionWOR": lambda: storch.method.ScoreFunctionWOR("z", 2),
+    "UnorderedSetEstimator": lambda: storch.method.UnorderedSetEstimator("z", 3),
+    "ImportanceSampling": lambda: storch.method.ImportanceSampling("z", D.OneHotCategorical(logits=torch.zeros(3)), 4),
+    "MuProp": lambda: storch.method.MuProp("z", 2),
+    "REBAR": lambda: storch.method.REBAR("z", 2),
+    "LocalExpectation": lambda: storch.method.LocalExpectation("z"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_means_over_samples_weigh_them_as_their_method_does(name: str) -> None:
+    """The mean of a cost is the value that backward() returns; of all values, weighed, it is the expectation."""
+    with storch.Graph():
+        x = on_plates(torch.tensor([[0.5, 1.0, -1.0], [2.0, 0.0, 0.3]], requires_grad=True), "data")
+        z = WEIGHTED[name]()(D.OneHotCategorical(logits=x))
+        cost = ((z * torch.tensor([1.0, 2.0, 5.0])).sum(-1) - 0.3) ** 2
+        storch.add_cost(cost, "loss")
+        mean, by_hand = storch.reduce_plates(cost), storch.reduce_plates(storch.reduce_plates(cost, "z"), "data")
+        torch.testing.assert_close(plain(mean), plain(by_hand))
+        torch.testing.assert_close(plain(mean.detach()), storch.backward())
+        if name == "Expect":
+            torch.testing.assert_close(plain(storch.reduce_plates(z, "z")), plain(x).softmax(-1))
+
+
 ERRORS = {
     "no such dimension": lambda x: storch.denote_independent(torch.zeros(3), 1, "p"),
     "plate already": lambda x: storch.denote_independent(x, 0, "p"),
@@ -206,13 +233,16 @@ ERRORS = {
     "too many values": lambda x: Expect("z")(D.Bernoulli(logits=torch.zeros(70))),
     "one sample": lambda x: ScoreFunction("z", 1, "batch_average"),
     "infinite support": lambda x: Expect("z")(D.Normal(x, 1.0)),
+    "no name of a node": lambda x: ScoreFunction(10),  # type: ignore[arg-type]
+    "a share of a sample": lambda x: ScoreFunction("z", 2.5),  # type: ignore[arg-type]
+    "no distribution": lambda x: ScoreFunction("z")(x),  # type: ignore[arg-type]
     "plates in an event": lambda x: ScoreFunction("z")(D.Independent(D.Normal(x.sum(-1), 1.0), 1)),
 }
 
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input_is_one_clear_error(name: str) -> None:
-    with storch.Graph(), pytest.raises(ValueError, match=r"'(p|data|g|loss|z)'|no name|no cost") as caught:
+    with storch.Graph(), pytest.raises(ValueError, match=r"'(p|data|g|loss|z)'|no name|a name|no cost") as caught:
         ERRORS[name](on_plates(torch.zeros(3, 2), "data"))
     assert "\n" not in str(caught.value)
 
