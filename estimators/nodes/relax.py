@@ -1,5 +1,6 @@
 """RELAX and LAX: the score function with a trained network as its control variate."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -151,15 +152,24 @@ class LAX(Learnt):
 
     def _variance(self, sample: Sample, log_prob: Tensor, factor: Tensor, slope: Tensor) -> Tensor:
         """Return the squared norm of the gradient by the distribution's own parameters, the mean over plates."""
-        base = base_of(sample.distribution)
-        parameters = [getattr(base, name) for name in base.arg_constraints if name in vars(base)]
-        parameters = [each for each in parameters if each.requires_grad]
+        parameters = [each for each in _parameters(sample.distribution) if each.requires_grad]
         total = slope.new_zeros(())
+        if not parameters:
+            return total
         for each in factor.unbind(-1):
             surrogate = ((each * log_prob).sum() + (slope * sample.noise).sum()) / self.n_samples
             found = torch.autograd.grad(surrogate, parameters, create_graph=True, allow_unused=True)
             total = total + sum(grad.square().sum() for grad in found if grad is not None)
         return total / max(1, sample.distribution.batch_shape[: sample.num_plates].numel())
+
+
+def _parameters(distribution: Distribution) -> Iterator[Tensor]:
+    """Yield the parameters that a distribution was built of, and those of the distributions that it is made of."""
+    held = vars(distribution)
+    yield from (held[name] for name in distribution.arg_constraints if isinstance(held.get(name), Tensor))
+    for part in held.values():
+        if isinstance(part, Distribution):
+            yield from _parameters(part)
 
 
 def _network(in_dim: int, hidden: int) -> nn.Module:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
+from torch.distributions import Bernoulli, Beta, Categorical, Distribution, Normal, kl_divergence
 
 import stochastic_graph as storch
 from estimators.nodes.base import Method
@@ -292,6 +292,15 @@ def test_param_grads_are_those_of_the_expectation() -> None:
         torch.testing.assert_close(plain(z.param_grads[name]), given.grad, rtol=1e-12, atol=1e-12)
         with pytest.raises(KeyError, match="'z' was built of"):
             z.param_grads["probs" if name == "logits" else "logits"]
+
+
+def test_param_grads_of_a_beta_are_those_of_both_its_concentrations() -> None:
+    ones = [torch.tensor([1.5, 0.7], dtype=DTYPE, requires_grad=True) for _ in range(2)]
+    with storch.Graph() as graph:
+        z = Reparameterization("z", 3)(Beta(*ones))
+        graph.add_cost((z**2).sum(-1), "f")
+        graph.backward()
+    torch.testing.assert_close(plain(z.param_grads["concentration"]), torch.stack([each.grad for each in ones], -1))
 
 
 def test_param_grads_of_leaf_parameters_of_several_graphs() -> None:

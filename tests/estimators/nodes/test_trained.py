@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Exponential, Normal, OneHotCategorical, Poisson
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Distribution,
+    Exponential,
+    Independent,
+    LogNormal,
+    Normal,
+    OneHotCategorical,
+    Poisson,
+    RelaxedBernoulli,
+)
 
 import stochastic_graph as storch
 from estimators.nodes.base import Method, logits_of
@@ -102,6 +113,26 @@ def test_an_optimiser_that_has_the_parameters_lowers_the_variance(kind):
     again = makes[kind]()
     again.load_state_dict(method.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), method.parameters(), strict=True))
+
+
+MADE_OF_OTHERS = {
+    "Beta": lambda x: Beta(x.exp(), 1 + x.exp()),
+    "LogNormal": lambda x: LogNormal(x, 0.5),
+    "RelaxedBernoulli": lambda x: RelaxedBernoulli(torch.tensor(0.7), logits=x),
+    "Independent": lambda x: Independent(LogNormal(x, 0.5), 1),
+}
+
+
+@pytest.mark.parametrize("kind", MADE_OF_OTHERS)
+def test_lax_trains_its_network_for_distributions_that_are_made_of_others(kind):
+    torch.manual_seed(8)
+    method, logits = LAX("z", 2), torch.tensor([0.3, -0.6], requires_grad=True)
+    with storch.Graph():
+        z = method(MADE_OF_OTHERS[kind](logits))
+        storch.add_cost((z.sum(-1) - 0.4) ** 2, "f")
+        storch.backward()
+    assert logits.grad.abs().min() > 0
+    assert method.network[-1].weight.grad.abs().max() > 0
 
 
 PARTS = {
