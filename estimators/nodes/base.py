@@ -78,8 +78,10 @@ class Method(nn.Module):
 
     def __init__(self, plate_name: str, n_samples: int = 1):
         super().__init__()
-        if n_samples < 1:
-            raise ValueError(f"{type(self).__name__}({plate_name!r}): n_samples = {n_samples}, expected at least 1")
+        if not isinstance(plate_name, str) or not plate_name:
+            raise ValueError(f"{type(self).__name__}({plate_name!r}): expected a name of the node first, such as 'z'")
+        if not isinstance(n_samples, int) or n_samples < 1:
+            raise ValueError(f"{type(self).__name__}({plate_name!r}): n_samples = {n_samples!r}, expected at least 1")
         self.plate_name, self.n_samples = plate_name, n_samples
 
     def forward(self, distribution: Distribution) -> Tensor:
@@ -87,6 +89,11 @@ class Method(nn.Module):
 
         Raises ValueError, naming the node, for a distribution that the method cannot handle.
         """
+        if not isinstance(distribution, Distribution):
+            raise ValueError(
+                f"node {self.plate_name!r}: {type(self).__name__} draws from a distribution of torch.distributions, not "
+                f"from {type(distribution).__name__}"
+            )
         try:
             graph = current_graph.get()
         except LookupError:
