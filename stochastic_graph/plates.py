@@ -50,7 +50,11 @@ class Plate:
             return True
         if self.is_sample or other.is_sample:
             return False
-        return (self.name, self.size) == (other.name, other.size) and self.weight is other.weight
+        return (self.name, self.size) == (other.name, other.size) and _are_equal(self.weight, other.weight)
+
+
+def _are_equal(first: Tensor | None, second: Tensor | None) -> bool:
+    return first is second or (first is not None and second is not None and torch.equal(first, second))
 
 
 def union(groups: Iterable[Sequence[Plate]]) -> tuple[Plate, ...]:

@@ -215,6 +215,13 @@ def test_means_over_samples_weigh_them_as_their_method_does(name: str) -> None:
             torch.testing.assert_close(plain(storch.reduce_plates(z, "z")), plain(x).softmax(-1))
 
 
+def test_equal_weights_make_one_plate() -> None:
+    x, y = (storch.denote_independent(torch.ones(2), 0, "p", torch.tensor([0.3, 0.7])) for _ in range(2))
+    assert (x + y).plates == x.plates
+    with pytest.raises(ValueError, match="two different plates are named 'p'"):
+        x + storch.denote_independent(torch.ones(2), 0, "p", torch.tensor([0.4, 0.6]))
+
+
 ERRORS = {
     "no such dimension": lambda x: storch.denote_independent(torch.zeros(3), 1, "p"),
     "plate already": lambda x: storch.denote_independent(x, 0, "p"),
