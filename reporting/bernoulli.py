@@ -14,7 +14,7 @@ THOUSAND = 1000  # the step of these metrics is 1000 p
 CAPTION = (
     "Variance of a gradient by the logit of p, against p. Points are measured, with 95% intervals (over seeds, or of "
     "the measurement where there is one seed); lines are exact, by enumeration of the bits or by quantiles of the "
-    "uniform, of those methods that draw nothing else."
+    "uniform, of those methods that draw nothing else. Where a variance is zero, a line has a gap."
 )
 
 
@@ -26,9 +26,10 @@ def has_data(means: pd.DataFrame) -> bool:
 def variance_figure(means: pd.DataFrame, layout: Layout) -> Figure:
     """Draw the variance against p: estimators have colours, the other keys panels, which share the y axis.
 
-    A variance of zero, or of rounding, is left out.
+    A variance of zero, or of rounding, is left out: a gap in the line, which no point shows.
     """
-    table = means[means["metric"].isin([MEASURED, EXACT]) & (means["mean"] > ROUNDING)]
+    is_shown = (means["metric"] == EXACT) | (means["metric"] == MEASURED) & (means["mean"] > ROUNDING)
+    table = means[is_shown]
     panels = split(table, [*layout.scenes, *layout.series[1:]])
     fig = Figure(figsize=(max(4.5, 3.3 * len(panels)), 4.4), layout="constrained")
     axes = fig.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -36,7 +37,8 @@ def variance_figure(means: pd.DataFrame, layout: Layout) -> Figure:
         for curve in curves(part, layout):
             colour, marker = curve.look
             exact = curve.table[curve.table["metric"] == EXACT].sort_values("step")
-            ax.plot(exact["step"] / THOUSAND, exact["mean"], color=colour, linewidth=1.2, zorder=1)
+            variances = exact["mean"].where(exact["mean"] > ROUNDING)
+            ax.plot(exact["step"] / THOUSAND, variances, color=colour, linewidth=1.2, zorder=1)
             rows = curve.table[curve.table["metric"] == MEASURED].sort_values("step")
             known = rows[rows["low"].notna()]
             p, mean = known["step"] / THOUSAND, known["mean"]
