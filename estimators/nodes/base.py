@@ -91,8 +91,8 @@ class Method(nn.Module):
         """
         if not isinstance(distribution, Distribution):
             raise ValueError(
-                f"node {self.plate_name!r}: {type(self).__name__} draws from a distribution of torch.distributions, not "
-                f"from {type(distribution).__name__}"
+                f"node {self.plate_name!r}: {type(self).__name__} takes a distribution of torch.distributions, not "
+                f"{type(distribution).__name__}"
             )
         try:
             graph = current_graph.get()

@@ -295,12 +295,14 @@ def test_param_grads_are_those_of_the_expectation() -> None:
 
 
 def test_param_grads_of_a_beta_are_those_of_both_its_concentrations() -> None:
-    ones = [torch.tensor([1.5, 0.7], dtype=DTYPE, requires_grad=True) for _ in range(2)]
+    one, zero = (torch.tensor([1.5, 0.7], dtype=DTYPE, requires_grad=True) for _ in range(2))
     with storch.Graph() as graph:
-        z = Reparameterization("z", 3)(Beta(*ones))
+        z = Reparameterization("z", 3)(Beta(one, zero))
         graph.add_cost((z**2).sum(-1), "f")
         graph.backward()
-    torch.testing.assert_close(plain(z.param_grads["concentration"]), torch.stack([each.grad for each in ones], -1))
+    assert one.grad is not None
+    assert zero.grad is not None
+    torch.testing.assert_close(plain(z.param_grads["concentration"]), torch.stack([one.grad, zero.grad], -1))
 
 
 def test_param_grads_of_leaf_parameters_of_several_graphs() -> None:

@@ -126,13 +126,19 @@ MADE_OF_OTHERS = {
 @pytest.mark.parametrize("kind", MADE_OF_OTHERS)
 def test_lax_trains_its_network_for_distributions_that_are_made_of_others(kind):
     torch.manual_seed(8)
-    method, logits = LAX("z", 2), torch.tensor([0.3, -0.6], requires_grad=True)
+    layer = torch.nn.Linear(2, 1)
+    method, logits = (
+        LAX("z", 2, network=torch.nn.Sequential(layer, torch.nn.Tanh())),
+        torch.tensor([0.3, -0.6], requires_grad=True),
+    )
     with storch.Graph():
         z = method(MADE_OF_OTHERS[kind](logits))
         storch.add_cost((z.sum(-1) - 0.4) ** 2, "f")
         storch.backward()
+    assert logits.grad is not None
     assert logits.grad.abs().min() > 0
-    assert method.network[-1].weight.grad.abs().max() > 0
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.abs().max() > 0
 
 
 PARTS = {
