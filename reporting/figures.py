@@ -20,6 +20,7 @@ Limits = Mapping[Metric, tuple[float, float]]
 
 MAX_COLUMNS = 5
 DECADE = 10.0  # the ratio of values from which an axis is logarithmic
+THREE_DECADES = 1000  # limits that are so far apart ask for a logarithmic axis
 START, STEEP = 0.25, 3.0  # the share of the steps that is the start, and how much more than the rest it may span
 HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "linestyle": (0, (3, 2)), "linewidth": 1, "alpha": 0.7}
 HOLLOW_POINT: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "none", "markersize": 8}
@@ -269,8 +270,12 @@ def fit_axis(
     """Set the scale and the limits of the value axis, `axis` being "x" or "y"."""
     centres = np.array([*table["mean"], *others])
     edges = table[["low", "high"]].dropna().to_numpy().ravel()
+    given = fixed.get(metric)
     logarithmic = style.is_logarithmic(metric.name, centres, spread)
-    limits = fixed.get(metric) or style.limits(logarithmic, centres, edges, room)
+    if given is not None and 0 < THREE_DECADES * given[0] <= given[1]:
+        # Few values would stand together at the end of a linear axis.
+        logarithmic = style.is_logarithmic(metric.name, centres, 1)
+    limits = given or style.limits(logarithmic, centres, edges, room)
     ax.set(**{f"{axis}lim": limits})
     if logarithmic and limits[0] > 0:
         (ax.set_yscale if axis == "y" else ax.set_xscale)("log", nonpositive="clip")

@@ -118,6 +118,15 @@ def test_ylims_are_obeyed():
     assert all(ax.get_ylim() == (-94, -88) for ax in figure.axes)
 
 
+def test_limits_of_decades_make_an_axis_logarithmic():
+    """Whatever the values span; limits of less, and those of losses, leave an axis as the values make it."""
+    close = curve_table(SNR).assign(mean=2.0)
+    for limits, scale in (((0.3, 1e4), "log"), ((0.3, 10.0), "linear"), ((0.0, 1e4), "linear")):
+        figure = curves_figure(close, [SNR], layout(), {SNR: limits})
+        assert {ax.get_yscale() for ax in figure.axes} == {scale}
+        assert all(ax.get_ylim() == limits for ax in figure.axes)
+
+
 def test_a_grid_has_a_row_for_each_metric_and_long_rows_are_folded():
     both = pd.concat([curve_table(SNR), curve_table(LOSS)])
     figure = curves_figure(both, [SNR, LOSS], layout(), {})
