@@ -1,5 +1,6 @@
 """`pytest --user_dir DIR` holds the estimators of a folder of your own to the proofs that those in place pass."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from estimators import registry
+
+# Tests run beside each other, one a core: the threads of one would wait for those of another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

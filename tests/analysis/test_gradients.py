@@ -41,7 +41,7 @@ def enumerate_gradient(model, iw):
     return first, second - first.square()
 
 
-@pytest.mark.parametrize("block_size", [None, 1])
+@pytest.mark.parametrize("block_size", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_moments_are_those_of_enumeration(block_size):
     """Within four standard errors of the exact mean and variance (a batch of two: half the variance)."""
     model = TwoBits(torch.float64)
