@@ -31,6 +31,8 @@ bench: .venv/installed  ## measure speed and memory against primitives timed in 
 	$(BIN)/python -m benchmarks.common_particles
 	$(BIN)/python -m benchmarks.image_models
 	$(BIN)/python -m benchmarks.stochastic_graph
+	$(BIN)/python -m benchmarks.dice
+	$(BIN)/python -m benchmarks.pyro_bounds
 
 clean:  ## remove the environment and all that is generated, but runs/ and data/
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
