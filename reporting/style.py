@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from reporting.aggregate import natural
@@ -203,9 +203,11 @@ PALETTE = {
     "straight-through": ("#dfa01a", "D"),
     "score-function": ("#2b2b2b", "X"),
     "exact": ("#959595", "p"),
-    # Baselines of DiCE.
+    # Baselines of DiCE and of policies.
     "none": ("#4a4a4a", "X"),
     "moving-average": ("#e0a526", "v"),
+    "batch-average": ("#0a6b7d", "D"),
+    "value": ("#5b7553", "^"),
     "leave-one-out": ("#2a7fc0", "D"),
     "any-order": ("#23936a", "o"),
     "loaded": ("#cc4778", "^"),
@@ -296,10 +298,13 @@ def limits(logarithmic: bool, centres: np.ndarray, edges: np.ndarray, room: floa
 
 
 def set_logarithmic(axis: Axis, low: float, high: float) -> None:
-    """Number an axis of few decades by 1, 2, 5, one of less than a decade by every digit, a short one by halves too."""
+    """Number an axis of few decades by 1, 2, 5 (side by side, beyond 50 times, by 1, 3, which have more room), one of
+    less than a decade by every digit, a short one by halves too.
+    """
     if high < 1000 * low and low > 1e-4:
         halves = np.arange(1, 10, 0.5).tolist()
-        axis.set_major_locator(LogLocator(subs=[1, 2, 5] if high > 8 * low else halves[:: 1 if high < 3 * low else 2]))
+        digits = [1, 3] if isinstance(axis, XAxis) and high > 50 * low else [1, 2, 5]
+        axis.set_major_locator(LogLocator(subs=digits if high > 8 * low else halves[:: 1 if high < 3 * low else 2]))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_locator(NullLocator())
 

@@ -89,3 +89,12 @@ def test_a_logarithmic_axis_has_ticks_enough(low, high, ticks):
     style.set_logarithmic(ax.yaxis, low, high)
     drawn = [float(tick) for tick in ax.yaxis.get_majorticklocs() if low <= tick <= high]
     assert drawn == pytest.approx(ticks)
+
+
+def test_a_wide_logarithmic_axis_has_room_for_its_numbers_side_by_side():
+    ax = Figure().subplots()
+    ax.set_xscale("log")
+    ax.set_xlim(0.0006, 0.17)
+    style.set_logarithmic(ax.xaxis, 0.0006, 0.17)
+    drawn = [float(tick) for tick in ax.xaxis.get_majorticklocs() if 0.0006 <= tick <= 0.17]
+    assert drawn == pytest.approx([0.001, 0.003, 0.01, 0.03, 0.1])
