@@ -1,6 +1,7 @@
 """Methods for single nodes as estimators of the ELBO: exact on models whose bits can be enumerated."""
 
 import itertools
+import re
 from collections.abc import Callable
 
 import pytest
@@ -115,7 +116,7 @@ def test_the_mean_gradient_is_that_of_the_elbo_within_its_error(id, kind):
     try:
         estimator(model, X)
     except ValueError as error:
-        assert "takes Bernoulli, not OneHotCategorical" in str(error)  # noqa: PT017
+        assert re.search("takes .*Bernoulli, not OneHotCategorical|cannot be reparam", str(error))  # noqa: PT017
         return
     estimator.eval()
     means = torch.stack([flat_gradient(estimator(model, X)[0], model) for _ in range(30)])

@@ -58,7 +58,7 @@ def uninterrupted(path, *overrides):
     study = Quickstart(path)
     result = study.run(*SMALL, *overrides)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert {row.attempt for row in study.rows} == {1}
+    assert "lost  " not in result.stdout  # a job that was claimed ahead and sent back has a second attempt too
     return study.metrics()
 
 
