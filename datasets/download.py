@@ -70,7 +70,7 @@ def fetch(file: RemoteFile, url: str, folder: Path) -> Path:
         part.unlink()
         raise UserError(
             f"{address}: {difference}: the server has another file, or it was damaged on its way; try again, give "
-            f"another dataset.url, or put the right file at {by_hand.resolve()}"
+            f"another dataset.url, or put the right file at {by_hand.resolve()}; {OFFLINE}"
         )
     return part.replace(fetched)
 

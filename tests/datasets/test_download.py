@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from datasets import download
-from datasets.download import UnreachableError, fetch
+from datasets.download import OFFLINE, UnreachableError, fetch
 from errors import UserError
 from tests.datasets.server import CONTENT, SHA256, Server, remote_file
 
@@ -113,7 +113,8 @@ def test_wrong_bytes_are_refused_in_one_line_and_not_kept(tmp_path):
     assert "\n" not in message
     found = hashlib.sha256(wrong).hexdigest()
     assert message.startswith(f"{server.url}/images.raw: its sha256 is {found}, expected {SHA256[7:]}: ")
-    assert message.endswith(f"put the right file at {tmp_path / 'images.raw'}")
+    assert f"put the right file at {tmp_path / 'images.raw'}; " in message
+    assert message.endswith(OFFLINE)
     assert list(tmp_path.iterdir()) == []
 
 
