@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from errors import CorruptFileError, UserError, near
+from errors import UserError, near
 from estimators.imle import (
     AdaptiveTargetDistribution,
     GumbelNoiseDistribution,
@@ -28,7 +28,7 @@ from seeding import derive_seed
 from tasks import checkpoint
 from tasks.build import construct, options_of, prepare_torch
 from tasks.context import Context, Interrupted
-from tasks.recorder import Recorder
+from tasks.resume import resume
 
 NOISES = ("sum-of-gamma", "gumbel", "none")
 
@@ -127,27 +127,13 @@ class SolverLearning(ABC):
 
     def run(self) -> None:
         """Learn; raise Interrupted after a checkpoint where the job is to stop."""
-        self.recorder = self._resume()
+        seed = derive_seed(self.config.seed, "training")
+        self.recorder, step = resume(self.context.run, self.parts, self.device, seed)
+        self.step, self._fresh = step or 0, step is None
         try:
             self._loop()
         finally:
             self.recorder.close()
-
-    def _resume(self) -> Recorder:
-        try:
-            state = checkpoint.load(self.context.run, self.device, self.parts)
-            if state is not None:
-                recorder = Recorder(self.context.run, state["metrics_length"], state["step"])
-                checkpoint.restore(state, self.parts)
-                self.step, self._fresh = state["step"], False
-                print(f"going on from step {self.step:,}")
-                return recorder
-        except CorruptFileError as error:
-            print(f"{error}: starting from the first step")
-        self.context.run.clear()
-        checkpoint.seed_random_state(derive_seed(self.config.seed, "training"))
-        self._fresh = True
-        return Recorder(self.context.run)
 
     def _loop(self) -> None:
         config, steps = self.config, self.config.steps

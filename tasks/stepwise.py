@@ -6,13 +6,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from errors import CorruptFileError
-from orchestration.run_directory import RunDirectory
 from seeding import derive_seed
 from tasks import checkpoint
 from tasks.build import prepare_torch
 from tasks.context import Context, Interrupted
 from tasks.recorder import Recorder
+from tasks.resume import resume
 
 
 class StepwiseTask(ABC):
@@ -41,7 +40,9 @@ class StepwiseTask(ABC):
 
     def run(self) -> None:
         """Go from the last checkpoint, or from the start, to the end."""
-        self.recorder = self._resume(self.context.run)
+        seed = derive_seed(self.seed, type(self).__name__)
+        self.recorder, step = resume(self.context.run, self.parts, self.device, seed)
+        self.step = step or 0
         try:
             self._loop()
         finally:
@@ -53,21 +54,6 @@ class StepwiseTask(ABC):
             if value - value != 0:
                 raise FloatingPointError(f"{name} is {value} after step {self.step:,}")
         self.recorder.record(step, split, values)
-
-    def _resume(self, run: RunDirectory) -> Recorder:
-        try:
-            state = checkpoint.load(run, self.device, self.parts)
-            if state is not None:
-                recorder = Recorder(run, state["metrics_length"], state["step"])
-                checkpoint.restore(state, self.parts)
-                self.step = state["step"]
-                print(f"going on from step {self.step:,}")
-                return recorder
-        except CorruptFileError as error:
-            print(f"{error}: starting from the first step")
-        run.clear()
-        checkpoint.seed_random_state(derive_seed(self.seed, type(self).__name__))
-        return Recorder(run)
 
     def _loop(self) -> None:
         saved = self.step

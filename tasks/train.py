@@ -11,7 +11,7 @@ from torch import Tensor
 from analysis.active_units import ActiveUnits
 from analysis.gradients import gradient_statistics, select_parameters
 from datasets.base import Dataset
-from errors import CorruptFileError, UserError
+from errors import UserError
 from orchestration.storage import write_atomically
 from seeding import derive_seed
 from tasks import checkpoint
@@ -20,7 +20,7 @@ from tasks.build import build_dataset, build_estimator, build_model, build_netwo
 from tasks.context import Context, Interrupted
 from tasks.evaluation import evaluate_bound
 from tasks.pictures import draw_pictures, is_image, png
-from tasks.recorder import Recorder
+from tasks.resume import resume
 from tasks.schedules import Schedules
 
 NAN_INTERVAL = 100  # steps between two looks at the loss where each look would make the CPU wait for the GPU
@@ -57,26 +57,13 @@ class Training:
 
     def run(self) -> None:
         """Train from the last checkpoint, or from the start, to the end."""
-        self.recorder = self._resume()
+        seed = derive_seed(self.seed, "training")
+        self.recorder, step = resume(self.context.run, self.parts, self.device, seed)
+        self.step, self.resumed = step or 0, step is not None
         try:
             self._loop()
         finally:
             self.recorder.close()
-
-    def _resume(self) -> Recorder:
-        try:
-            state = checkpoint.load(self.context.run, self.device, self.parts)
-            if state is not None:
-                recorder = Recorder(self.context.run, state["metrics_length"], state["step"])
-                checkpoint.restore(state, self.parts)
-                self.step, self.resumed = state["step"], True
-                print(f"going on from step {self.step:,}")
-                return recorder
-        except CorruptFileError as error:
-            print(f"{error}: starting from the first step")
-        self.context.run.clear()
-        checkpoint.seed_random_state(derive_seed(self.seed, "training"))
-        return Recorder(self.context.run)
 
     def _loop(self) -> None:
         steps, eval_every, checkpoint_every = self.steps, self.config.eval_every, self.config.checkpoint_every
