@@ -1,22 +1,20 @@
 """The tasks of DiCE: what they record, that they go on where they stopped, and what they refuse."""
 
-import json
 import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from errors import UserError
 from estimators import dice
 from models import prisoners_dilemma
-from orchestration.configuration import compose
 from orchestration.execution import resolve
 from orchestration.run_directory import RunDirectory
 from tasks import dice_derivatives, dice_language_model
-from tasks.context import Context, Interrupted
+from tasks.context import Context
 from tasks.dice_derivatives import Game, MovingAverages, derivatives, policies_of, surrogates
 from tasks.prisoners_dilemma import MOMENTUM, PrisonersDilemma, Values
+from tests.tasks.stepwise import configured, interrupted_rows, rows, work
 
 DERIVATIVES = ["task=dice_derivatives", "batch_size=20", "steps=6", "task.rounds=3", "task.orders=2"]
 GAME = ["task=prisoners_dilemma", "batch_size=8", "steps=6", "task.rounds=10", "optimizer.lr=0.2"]
@@ -39,36 +37,9 @@ def _few_sentences(monkeypatch):
     monkeypatch.setattr(dice_language_model, "EVALUATED", 20)
 
 
-def configured(*overrides):
-    return OmegaConf.create(compose(["checkpoint_every=2", *overrides]).config)
-
-
-def rows(path):
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
-def work(path, *overrides, stop_at=math.inf):
-    path.mkdir(exist_ok=True)
-    steps = [0]
-    context = Context(
-        RunDirectory(path),
-        should_stop=lambda: steps[-1] >= stop_at,
-        progress=lambda step, total: steps.append(step),
-    )
-    config = configured(*overrides)
-    resolve(config.task.target)(config, context)
-
-
 @pytest.mark.parametrize("name", JOBS)
 def test_an_interrupted_job_ends_with_the_same_numbers(tmp_path, name):
-    work(tmp_path / "whole", *JOBS[name])
-    for stop in (1, 3, 5):
-        with pytest.raises(Interrupted):
-            work(tmp_path / "cut", *JOBS[name], stop_at=stop)
-    work(tmp_path / "cut", *JOBS[name])
-    expected = rows(tmp_path / "whole")
-    assert rows(tmp_path / "cut") == expected
-    assert len({(row["step"], row["split"], row["name"]) for row in expected}) == len(expected)
+    expected = interrupted_rows(tmp_path, *JOBS[name], stops=(1, 3, 5))
     assert all(math.isfinite(row["value"]) for row in expected)
 
 

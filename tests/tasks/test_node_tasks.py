@@ -1,12 +1,9 @@
 """The tasks of methods for single nodes: exact references, exact resuming, and what they refuse."""
 
 import itertools
-import json
-import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch.distributions import Bernoulli
 
 from errors import UserError
@@ -16,13 +13,10 @@ from estimators.nodes.arm import ARM
 from estimators.nodes.disarm import DisARM
 from estimators.nodes.score_function import ScoreFunction
 from models import VAE
-from orchestration.configuration import compose
-from orchestration.execution import resolve
 from orchestration.experiment import expand, load
-from orchestration.run_directory import RunDirectory
 from tasks import bernoulli_toy, discrete_vae, policy_gradient
-from tasks.context import Context, Interrupted
 from tasks.policy_gradient import Episodes, make_process, play, surrogate, values_of
+from tests.tasks.stepwise import configured, interrupted_rows
 
 VAES = ["task=discrete_vae", "model=discrete_vae", "dataset=shapes", "model.hidden=[8]", "batch_size=6", "steps=6"]
 VAES += ["model.categories=3", "analysis.num_replicates=7", "evaluation.points=10", "eval_every=3"]
@@ -37,36 +31,9 @@ JOBS = {
 }
 
 
-def configured(*overrides):
-    return OmegaConf.create(compose(["checkpoint_every=2", *overrides]).config)
-
-
-def rows(path):
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
-def work(path, *overrides, stop_at=math.inf):
-    path.mkdir(exist_ok=True)
-    steps = [0]
-    context = Context(
-        RunDirectory(path),
-        should_stop=lambda: steps[-1] >= stop_at,
-        progress=lambda step, total: steps.append(step),
-    )
-    config = configured(*overrides)
-    resolve(config.task.target)(config, context)
-
-
 @pytest.mark.parametrize("name", JOBS)
 def test_an_interrupted_job_ends_with_the_same_numbers(tmp_path, name):
-    work(tmp_path / "whole", *JOBS[name])
-    for stop in (1, 4):
-        with pytest.raises(Interrupted):
-            work(tmp_path / "cut", *JOBS[name], stop_at=stop)
-    work(tmp_path / "cut", *JOBS[name])
-    expected = rows(tmp_path / "whole")
-    assert rows(tmp_path / "cut") == expected
-    assert len({(row["step"], row["split"], row["name"]) for row in expected}) == len(expected)
+    assert interrupted_rows(tmp_path, *JOBS[name], stops=(1, 4))
 
 
 def node_estimator(id: str, iw: int) -> NodeEstimator:
