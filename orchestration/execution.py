@@ -12,9 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, TextIO
 
-from omegaconf import OmegaConf
-
 from errors import UserError
+from orchestration.config_object import config_object
 from orchestration.job import Job
 from orchestration.run_directory import RunDirectory
 from tasks.context import Context, Interrupted
@@ -85,10 +84,8 @@ def _attempt(make_job: Callable[[], Job], context: Context, retry: bool) -> Outc
     try:
         job = make_job()
         context.run.write_config(job.config)
-        config = OmegaConf.create({**job.config, "root": _literal(job.config["root"])})
-        OmegaConf.set_readonly(config, True)
         try:
-            resolve(job.config["task"]["target"])(config, context)
+            resolve(job.config["task"]["target"])(config_object(job.config), context)
         finally:
             if os.getpid() != pid:
                 # A child that the task forked came back with it: status, log and conversation are the parent's.
@@ -144,16 +141,11 @@ def _log_traceback(run: RunDirectory) -> None:
         traceback.print_exc(file=log)
 
 
-def _literal(text: str) -> str:
-    """Return a text that omegaconf reads as this text also where it holds `${`."""
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-
-
 def check(job: Job) -> None:
     """Have the job's task try what the job needs; raise UserError, in one line, for what the task refuses."""
     module, _, _ = job.config["task"]["target"].rpartition(".")
     try:
-        resolve(f"{module}.check")(OmegaConf.create(job.config))
+        resolve(f"{module}.check")(config_object(job.config))
     except Exception as error:
         raise UserError(f"{job.id}: {one_line(error)}") from error
 

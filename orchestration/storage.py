@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import orjson
 from tinydb.storages import Storage
 
 from errors import CorruptFileError
@@ -101,7 +102,7 @@ class AtomicStorage(Storage):
         if content is None:
             return None
         try:
-            tables = json.loads(content)
+            tables = _parsed(content)
             del tables["integrity"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptFileError(f"{self.path} is damaged: it is not what a manager writes") from error
@@ -123,10 +124,26 @@ class AtomicStorage(Storage):
 
     def write(self, data: dict[str, dict[str, Any]]) -> None:
         """Replace the file by these tables."""
-        body = json.dumps(data, separators=(",", ":")).encode()[1:]
+        body = _spelt(data)[1:]
         if data:
             body = b"," + body
         write_atomically(self.path, _head(zlib.crc32(body)) + b"\n" + body)
+
+
+def _parsed(content: bytes) -> Any:
+    """Return what JSON text says; the fast parser refuses half surrogate pairs, as of names that are no Unicode."""
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return json.loads(content)
+
+
+def _spelt(data: Any) -> bytes:
+    """Return the JSON text that `_parsed` reads."""
+    try:
+        return orjson.dumps(data)
+    except orjson.JSONEncodeError:
+        return json.dumps(data, separators=(",", ":")).encode()
 
 
 def _head(checksum: int) -> bytes:

@@ -67,3 +67,9 @@ def test_a_buffered_storage_writes_once_and_only_what_changed(tmp_path):
     storage.flush()
     tables = inner.read() or {}
     assert [row["id"] for row in tables["jobs"].values()] == ["a", "b", "c"]
+
+
+def test_names_that_are_no_unicode(tmp_path):
+    tables = {"jobs": {"1": {"id": "a", "overrides": ["data_root='/\udcff'", "tag=é"]}}}
+    AtomicStorage(tmp_path / "queue.json").write(tables)
+    assert AtomicStorage(tmp_path / "queue.json").read() == tables
