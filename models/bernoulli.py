@@ -7,6 +7,7 @@ a constant to whatever differentiates it again. Everything runs under torch.func
 tests/models/test_bernoulli.py.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -14,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.func import vmap
 from torch.nn import functional as F
 
 # Of numbers of at least 1/2: their product is no less than 2^-100, and float32 reaches down to 2^-126.
 _MOST_FACTORS = 100
+
+# Numbers that a CPU works through at a time: what its cache holds from one pass over them to the next.
+_PIECE = 2**16
 
 
 def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
@@ -42,7 +47,8 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor, value: Te
 
 def linear_bernoulli_draw(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Draw z [..., D] with logits h weight^T + bias; return it, without a gradient, and its log-probability [...]."""
-    z, log_prob, _ = _LinearDraw.apply(h, weight, bias)
+    uniform = torch.rand(*h.shape[:-1], len(weight), dtype=h.dtype, device=h.device)
+    z, log_prob, _ = _LinearDraw.apply(h, weight, bias, uniform)
     return z, log_prob
 
 
@@ -59,12 +65,10 @@ def draw_bernoulli(probs: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
 class _LogProb(Function):
     """(logits, value) -> sum_d log p(value_d), value - sigmoid(logits)."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        probs = logits.sigmoid()
-        return _sum_log_prob(logits, probs, value), value - probs
+        residual = logits.new_empty(torch.broadcast_shapes(logits.shape, value.shape))
+        return _sum_log_prob(logits, value, residual), residual
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -82,17 +86,18 @@ class _LogProb(Function):
         by_value = _sum_to(gradient * logits, ctx.shapes[1]) if ctx.needs_input_grad[1] else None
         return by_logits, by_value
 
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _LogProb.apply(*_batch_first(in_dims, *inputs)), (0, 0)
+
 
 class _LinearLogProb(Function):
     """(h, weight, bias, value) -> sum_d log p(value_d), value - sigmoid(logits)."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(h: Tensor, weight: Tensor, bias: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         logits = F.linear(h, weight, bias)
-        probs = logits.sigmoid()
-        return _sum_log_prob(logits, probs, value), value - probs
+        return _sum_log_prob(logits, value, logits), logits  # the residual in the place of the logits
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -110,22 +115,27 @@ class _LinearLogProb(Function):
             by_value = _sum_to(gradient.unsqueeze(-1) * F.linear(h, weight, bias), ctx.value_shape)
         return *_linear_gradients(ctx, gradient, h, weight, residual), by_value
 
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        h, weight, bias, value = inputs
+        if _only_rows_are_batched(in_dims):
+            h, value = _batch_first((in_dims[0], in_dims[3]), h, value)
+            return _LinearLogProb.apply(h, weight, bias, value), (0, 0)
+        return _LogProb.apply(*_logits_and(in_dims, *inputs)), (0, 0)
+
 
 class _LinearDraw(Function):
-    """(h, weight, bias) -> z, drawn with the logits, sum_d log p(z_d), z - sigmoid(logits)."""
-
-    generate_vmap_rule = True
+    """(h, weight, bias, uniform) -> z, 1 where uniform < sigmoid(logits), sum_d log p(z_d), z - sigmoid(logits)."""
 
     @staticmethod
-    def forward(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(h: Tensor, weight: Tensor, bias: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = F.linear(h, weight, bias)
-        probs = logits.sigmoid()
-        z = draw_bernoulli(probs)
-        return z, _sum_log_prob(logits, probs, z), z - probs
+        z = torch.empty_like(logits)
+        return z, _sum_log_prob(logits, z, logits, uniform), logits
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        h, weight, _ = inputs
+        h, weight, _, _ = inputs
         z, _, residual = output
         ctx.mark_non_differentiable(z, residual)
         ctx.set_materialize_grads(False)
@@ -133,7 +143,17 @@ class _LinearDraw(Function):
 
     @staticmethod
     def backward(ctx: Any, _: None, gradient: Tensor, __: None) -> tuple[Tensor | None, ...]:
-        return _linear_gradients(ctx, gradient, *ctx.saved_tensors)
+        return *_linear_gradients(ctx, gradient, *ctx.saved_tensors), None
+
+    @staticmethod
+    def vmap(_: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        h, weight, bias, uniform = inputs
+        if _only_rows_are_batched(in_dims):
+            h, uniform = _batch_first((in_dims[0], in_dims[3]), h, uniform)
+            return _LinearDraw.apply(h, weight, bias, uniform), (0, 0, 0)
+        logits, uniform = _logits_and(in_dims, *inputs)
+        z = (uniform < logits.sigmoid()).to(logits.dtype)
+        return (z, *_LogProb.apply(logits, z)), (0, 0, 0)
 
 
 for _function in (_LogProb, _LinearLogProb, _LinearDraw):
@@ -141,16 +161,71 @@ for _function in (_LogProb, _LinearLogProb, _LinearDraw):
     vars(_function.forward)["__signature__"] = signature(_function.forward)
 
 
-def _sum_log_prob(logits: Tensor, probs: Tensor, value: Tensor) -> Tensor:
-    """Return sum_d v_d l_d - softplus(l_d), with softplus(l) = max(l, 0) - log max(p, 1 - p) for p = sigmoid(l).
+def _only_rows_are_batched(in_dims: tuple[int | None, ...]) -> bool:
+    """Return whether vmap maps h and, of the others, at most the last input."""
+    h, weight, bias, _ = in_dims
+    return h is not None and weight is None and bias is None
 
-    As max(p, 1 - p) lies in [1/2, 1], many of them can be multiplied before a logarithm is taken of the product, which
-    is exact to rounding and takes half the time of softplus.
+
+def _logits_and(in_dims: tuple[int | None, ...], *inputs: Tensor) -> list[Tensor]:
+    """Return the logits of (h, weight, bias), and the last input, as `_batch_first` does."""
+    *parts, last = inputs
+    *dims, last_dim = in_dims
+    is_batched = any(dim is not None for dim in dims)
+    logits = (vmap(F.linear, tuple(dims)) if is_batched else F.linear)(*parts)
+    return _batch_first((0 if is_batched else None, last_dim), logits, last)
+
+
+def _batch_first(in_dims: tuple[int | None, ...], *inputs: Tensor) -> list[Tensor]:
+    """Return tensors whose first dimension is the one that vmap maps, 1 for a tensor that has none.
+
+    Behind it they are padded with ones to equally many dimensions: they broadcast as they do in each of the calls.
     """
-    num = _num_products(logits.shape[-1])
-    larger = torch.maximum(probs, 1 - probs).reshape(*logits.shape[:-1], num, logits.shape[-1] // num)
-    linear = torch.addcmul(logits.relu(), value, logits, value=-1).sum(-1)
-    return larger.prod(-1).log().sum(-1) - linear
+    pairs = zip(in_dims, inputs, strict=True)
+    fronted = [each.unsqueeze(0) if dim is None else each.movedim(dim, 0) for dim, each in pairs]
+    most = max(each.dim() for each in fronted)
+    return [each.reshape(len(each), *[1] * (most - each.dim()), *each.shape[1:]) for each in fronted]
+
+
+def _sum_log_prob(logits: Tensor, value: Tensor, residual: Tensor, uniform: Tensor | None = None) -> Tensor:
+    """Return sum_d v_d l_d - softplus(l_d), and write v - sigmoid(l) to `residual`, which may be the logits.
+
+    With `uniform` v is drawn, 1 where that is below sigmoid(l), and written to `value`.
+
+    softplus(l) = max(l, 0) - log max(p, 1 - p) for p = sigmoid(l). As max(p, 1 - p) lies in [1/2, 1], many of them can
+    be multiplied before a logarithm is taken of the product, which is exact to rounding and takes half the time of
+    softplus.
+    """
+    num, one, sums = _num_products(logits.shape[-1]), logits.new_ones(()), []
+    dim, pieces = _pieces(logits, value, residual, uniform)
+    scratch = torch.empty_like(pieces[0][0]), torch.empty_like(pieces[0][0])  # the same for all pieces
+    for logit, v, r, *u in pieces:
+        probs, other = (each.narrow(dim, 0, logit.shape[dim]) for each in scratch)  # the last piece is the smallest
+        torch.sigmoid(logit, out=probs)
+        if u:
+            torch.lt(u[0], probs, out=v)
+        larger = torch.maximum(probs, torch.sub(one, probs, out=other), out=other)
+        logs = larger.reshape(*logit.shape[:-1], num, logit.shape[-1] // num).prod(-1).log().sum(-1)
+        positive = torch.clamp(logit, min=0, out=other)
+        linear = torch.addcmul(positive, v, logit, value=-1, out=other if logit.shape == r.shape else None)
+        torch.sub(v, probs, out=r)
+        sums.append(logs - linear.sum(-1))
+    return torch.cat(sums, dim) if len(sums) > 1 else sums[0]
+
+
+def _pieces(
+    logits: Tensor, value: Tensor, residual: Tensor, uniform: Tensor | None
+) -> tuple[int, Sequence[tuple[Tensor, ...]]]:
+    """Return a dimension, and what these tensors are along it piece by piece, without `uniform` where there is none.
+
+    There is one piece alone on other devices than a CPU, and where logits are broadcast.
+    """
+    whole = (logits, value, residual) if uniform is None else (logits, value, residual, uniform)
+    if logits.numel() <= _PIECE or logits.shape != residual.shape or logits.device.type != "cpu":
+        return 0, [whole]
+    dim = max(range(logits.dim() - 1), key=lambda i: logits.shape[i])
+    size = max(1, logits.shape[dim] * _PIECE // logits.numel())
+    return dim, list(zip(*(each.expand_as(logits).split(size, dim) for each in whole), strict=True))
 
 
 @cache

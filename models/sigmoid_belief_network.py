@@ -201,8 +201,8 @@ def _layers(modules: nn.ModuleList) -> list[BernoulliLayer]:
 
 
 def _signs(bits: Tensor) -> Tensor:
-    """Return -1 for 0 and +1 for 1."""
-    return 2 * bits - 1
+    """Return -1 for 0 and +1 for 1, in one pass."""
+    return torch.add(bits.new_tensor(-1.0), bits, alpha=2)
 
 
 def _bernoulli(logits: Tensor) -> Bernoulli:

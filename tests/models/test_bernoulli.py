@@ -210,3 +210,38 @@ def test_a_uniform_number_below_the_probability_draws_one(monkeypatch):
     z = draw_bernoulli(torch.tensor([1e-40, 0.4, 0.5, 0.0]))
     assert z.tolist() == [1, 1, 0, 0]
     assert not z.signbit().any()
+
+
+@pytest.mark.parametrize("piece", [1, 7, 40, 100])
+def test_pieces_change_nothing_but_rounding(piece, monkeypatch):
+    h, weight, bias = (each.detach() for each in (normal(MC, IW, BATCH, H), normal(D, H), normal(D)))
+    value, shared = bits(MC, IW, BATCH, D), bits(BATCH, D)
+
+    def everything():
+        torch.manual_seed(1)
+        rows = h.clone().requires_grad_()
+        drawn = linear_bernoulli_draw(rows, weight, bias)
+        found = [linear_bernoulli_log_prob(rows, weight, bias, each) for each in (value, shared)]
+        found += [bernoulli_log_prob(rows @ weight.t(), each) for each in (value, shared)]
+        return [*drawn, *found, *torch.autograd.grad(sum(each.sum() for each in (drawn[1], *found)), rows)]
+
+    whole = everything()
+    monkeypatch.setattr("models.bernoulli._PIECE", piece)
+    for cut, uncut in zip(everything(), whole, strict=True):
+        assert_exact(cut, uncut)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("batched", range(3), ids=["h", "weight", "bias"])
+def test_draws_under_vmap_have_the_log_probabilities_of_their_own_logits(randomness, batched):
+    shapes = [(BATCH, H), (D, H), (D,)]
+    inputs = [torch.randn(*([7] if i == batched else []), *shape) for i, shape in enumerate(shapes)]
+    in_dims = tuple(0 if i == batched else None for i in range(3))
+    z, log_prob = vmap(linear_bernoulli_draw, in_dims, randomness=randomness)(*inputs)
+    for i in range(7):
+        h, weight, bias = (each[i] if dim == 0 else each for dim, each in zip(in_dims, inputs, strict=True))
+        torch.testing.assert_close(log_prob[i], reference(h @ weight.t() + bias, z[i]))
+    twice = vmap(vmap(linear_bernoulli_log_prob, (0, None, None, None)), (0, None, None, 0))
+    rows, value = normal(2, 3, BATCH, H), bits(2, BATCH, D)
+    weight, bias = normal(D, H), normal(D)
+    assert_exact(twice(rows, weight, bias, value), reference(rows @ weight.t() + bias, value.unsqueeze(1)))
