@@ -11,6 +11,10 @@ from stochastic_graph.plates import Plate
 from stochastic_graph.tensor import Tensor
 
 
+# Numbers that a CPU works through at a time: what its cache holds from one pass over them to the next.
+_PIECE = 2**16
+
+
 class _BinaryCrossEntropy(torch.autograd.Function):
     """-(x log r + (1 - x) log(1 - r)), logarithms of at least -100, and the derivative in r that torch gives it.
 
@@ -21,7 +25,16 @@ class _BinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, r: Plain, x: Plain) -> Plain:
         ctx.save_for_backward(r, x)
-        return torch.lerp((-r).log1p_().clamp_(min=-100), r.log().clamp_(min=-100), x).neg_()
+        shape = torch.broadcast_shapes(r.shape, x.shape)
+        if r.shape != shape or r.numel() <= _PIECE or r.device.type != "cpu":
+            return torch.lerp((-r).log1p_().clamp_(min=-100), r.log().clamp_(min=-100), x).neg_()
+        loss = torch.empty_like(r)
+        dim = max(range(r.dim()), key=r.size)
+        size = max(1, r.shape[dim] * _PIECE // r.numel())
+        for part, of_r, of_x in zip(*(each.split(size, dim) for each in (loss, r, x.expand(shape))), strict=True):
+            torch.neg(of_r, out=part).log1p_().clamp_(min=-100)
+            torch.lerp(part, of_r.log().clamp_(min=-100), of_x, out=part).neg_()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Plain) -> tuple[Plain | None, Plain | None]:
