@@ -21,6 +21,7 @@ from tasks.allocator import keep_freed_memory
 
 BATCH_SIZE = 24
 NUM_POINTS = 2000
+STEPS = 5  # a turn takes at least as many in a row, as training does
 
 
 class Row(NamedTuple):
@@ -69,7 +70,7 @@ def training_step(row: Row, x: torch.Tensor) -> Work:
         optimizer.step()
         optimizer.zero_grad()
 
-    return repeated(f"{row.name}, {row.id}, K={row.num_particles}", step, max(1, 50 // row.num_particles))
+    return repeated(f"{row.name}, {row.id}, K={row.num_particles}", step, max(STEPS, 50 // row.num_particles))
 
 
 def print_steps(rounds: int, num_threads: int) -> None:

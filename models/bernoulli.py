@@ -39,8 +39,8 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor, value: Te
     h: [..., H]; weight: [D, H]; bias: [D]; value: [..., D], broadcast against the leading dimensions of h. The gradient
     of h is computed where h needs one.
     """
-    shape = torch.broadcast_shapes(h.shape[:-1], value.shape[:-1])
-    if shape != h.shape[:-1]:  # a row of h serves several values: its logits are computed once
+    rows = h.shape[:-1]
+    if _common_shape(rows, value.shape[:-1]) != rows:  # one of h serves several values: its logits are computed once
         return bernoulli_log_prob(F.linear(h, weight, bias), value)
     return _LinearLogProb.apply(h, weight, bias, value)[0]
 
@@ -67,7 +67,7 @@ class _LogProb(Function):
 
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        residual = logits.new_empty(torch.broadcast_shapes(logits.shape, value.shape))
+        residual = logits.new_empty(_common_shape(logits.shape, value.shape))
         return _sum_log_prob(logits, value, residual), residual
 
     @staticmethod
@@ -248,6 +248,12 @@ def _linear_gradients(
     by_weight = rows.t() @ (column * h).reshape(-1, h.shape[-1]) if needs_weight else None
     by_bias = rows.t() @ gradient.reshape(-1) if needs_bias else None
     return by_h, by_weight, by_bias
+
+
+def _common_shape(first: torch.Size, second: torch.Size) -> torch.Size:
+    """Return the shape that two broadcast to; torch.broadcast_shapes takes as long as ten small operations."""
+    shorter, longer = sorted((first, second), key=len)
+    return longer if longer[len(longer) - len(shorter) :] == shorter else torch.broadcast_shapes(first, second)
 
 
 def _sum_to(gradient: Tensor, shape: torch.Size) -> Tensor:

@@ -10,7 +10,6 @@ from stochastic_graph.lining import LineUp, event_dims_of
 from stochastic_graph.plates import Plate
 from stochastic_graph.tensor import Tensor
 
-
 # Numbers that a CPU works through at a time: what its cache holds from one pass over them to the next.
 _PIECE = 2**16
 

@@ -223,7 +223,8 @@ def test_pieces_change_nothing_but_rounding(piece, monkeypatch):
         drawn = linear_bernoulli_draw(rows, weight, bias)
         found = [linear_bernoulli_log_prob(rows, weight, bias, each) for each in (value, shared)]
         found += [bernoulli_log_prob(rows @ weight.t(), each) for each in (value, shared)]
-        return [*drawn, *found, *torch.autograd.grad(sum(each.sum() for each in (drawn[1], *found)), rows)]
+        total = torch.stack([each.sum() for each in (drawn[1], *found)]).sum()
+        return [*drawn, *found, *torch.autograd.grad(total, rows)]
 
     whole = everything()
     monkeypatch.setattr("models.bernoulli._PIECE", piece)

@@ -138,7 +138,7 @@ def storm(study, seed, jobs, seconds, interval, managers=1, workers=8, nap=0.005
 
 
 def test_a_short_storm(study):
-    kills = storm(study, seed=1, jobs=150, seconds=8, interval=0.5, workers=4)
+    kills = storm(study, seed=1, jobs=150, seconds=8, interval=0.5, workers=4, nap=0.1)
     assert sum(kills.values()) > 3
 
 
