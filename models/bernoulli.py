@@ -18,11 +18,10 @@ from torch.autograd import Function
 from torch.func import vmap
 from torch.nn import functional as F
 
+from models.pieces import cut, is_cut
+
 # Of numbers of at least 1/2: their product is no less than 2^-100, and float32 reaches down to 2^-126.
 _MOST_FACTORS = 100
-
-# Numbers that a CPU works through at a time: what its cache holds from one pass over them to the next.
-_PIECE = 2**16
 
 
 def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
@@ -42,7 +41,11 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor, value: Te
     rows = h.shape[:-1]
     if _common_shape(rows, value.shape[:-1]) != rows:  # one of h serves several values: its logits are computed once
         return bernoulli_log_prob(F.linear(h, weight, bias), value)
-    return _LinearLogProb.apply(h, weight, bias, value)[0]
+    if not (h.requires_grad and (weight.requires_grad or bias.requires_grad)):
+        return _LinearLogProb.apply(h, weight, bias, value)[0]
+    # Two nodes, so that whoever asks for the gradient of h alone does not have the weight's computed, and vice versa.
+    log_prob, residual = _LinearLogProb.apply(h, weight.detach(), bias.detach(), value)
+    return log_prob + _LinearTerm.apply(h.detach(), weight, bias, residual)
 
 
 def linear_bernoulli_draw(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +127,25 @@ class _LinearLogProb(Function):
         return _LogProb.apply(*_logits_and(in_dims, *inputs)), (0, 0)
 
 
+class _LinearTerm(Function):
+    """(h, weight, bias, value - sigmoid(logits)) -> zeros with the gradients of sum_d log p by weight and bias."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:  # noqa: ARG004
+        return 0 * residual[..., 0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004
+        h, weight, _, residual = inputs
+        ctx.save_for_backward(h, weight, residual)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *_linear_gradients(ctx, *gradients, *ctx.saved_tensors), None
+
+
 class _LinearDraw(Function):
     """(h, weight, bias, uniform) -> z, 1 where uniform < sigmoid(logits), sum_d log p(z_d), z - sigmoid(logits)."""
 
@@ -156,7 +178,7 @@ class _LinearDraw(Function):
         return (z, *_LogProb.apply(logits, z)), (0, 0, 0)
 
 
-for _function in (_LogProb, _LinearLogProb, _LinearDraw):
+for _function in (_LogProb, _LinearLogProb, _LinearTerm, _LinearDraw):
     # Function.apply looks the signature up at every call, which otherwise takes as long as ten small operations.
     vars(_function.forward)["__signature__"] = signature(_function.forward)
 
@@ -221,10 +243,9 @@ def _pieces(
     There is one piece alone on other devices than a CPU, and where logits are broadcast.
     """
     whole = (logits, value, residual) if uniform is None else (logits, value, residual, uniform)
-    if logits.numel() <= _PIECE or logits.shape != residual.shape or logits.device.type != "cpu":
+    if not is_cut(logits) or logits.shape != residual.shape:
         return 0, [whole]
-    dim = max(range(logits.dim() - 1), key=lambda i: logits.shape[i])
-    size = max(1, logits.shape[dim] * _PIECE // logits.numel())
+    dim, size = cut(logits.shape)
     return dim, list(zip(*(each.expand_as(logits).split(size, dim) for each in whole), strict=True))
 
 

@@ -1,14 +1,17 @@
 """The Gaussian mixture whose posterior is known, with a learnt prior (Le et al. 2019, "Revisiting reweighted...")."""
 
 from collections.abc import Sequence
+from inspect import signature
 from math import log, pi
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.distributions import Categorical, Normal
 
 from datasets.gaussian_mixture import SPACING, STD, GaussianMixtureData
+from models.pieces import cut, is_cut
 from models.template import LogDensities, Output, Template
 
 
@@ -45,15 +48,15 @@ class GaussianMixture(Template):
     def forward(self, x: Tensor, reparam: bool = False, sample_shape: tuple[int, int] = (1, 1)) -> Output:  # noqa: ARG002
         """Draw z [mc, iw, batch] with its log-densities, which are looked up in tables of all C values."""
         mc, iw = sample_shape
-        log_px, log_pz, log_qz = self._tables(x)
-        z = draw_categorical(log_qz.detach().exp(), mc * iw).view(mc, iw, -1)
-        densities = _look_up(log_px, log_pz, log_qz, z)
+        log_px, log_pz, logits = self._tables(x)
+        z = draw_categorical(logits.detach().softmax(-1).t(), mc * iw).view(mc, iw, -1)
+        densities = _look_up(log_px, log_pz, logits, z)
         return Output(
             {**densities._asdict(), "z": [z], "reparam": False},
             {
                 "px": lambda _: Normal(self.means[z].unsqueeze(-1), STD, validate_args=False),
                 "pz": lambda _: [Categorical(logits=self.prior.logits, validate_args=False)],
-                "qz": lambda _: [Categorical(logits=log_qz.t(), validate_args=False)],
+                "qz": lambda _: [Categorical(logits=logits, validate_args=False)],
             },
         )
 
@@ -66,12 +69,12 @@ class GaussianMixture(Template):
     def log_prob(self, x: Tensor, z: Sequence[Tensor], stop_phi: bool = False) -> LogDensities:
         """Return the log-densities of x [batch] or [batch, 1] and of the given indices z, one layer [mc, iw, batch]."""
         (layer,) = z
-        log_px, log_pz, log_qz = self._tables(x)
-        return _look_up(log_px, log_pz, log_qz.detach() if stop_phi else log_qz, layer)
+        log_px, log_pz, logits = self._tables(x)
+        return _look_up(log_px, log_pz, logits.detach() if stop_phi else logits, layer)
 
     def layer_posterior(self, x: Tensor, z: Sequence[Tensor] = ()) -> Categorical:  # noqa: ARG002 (one layer)
         """Return q(z|x), [batch]."""
-        return Categorical(logits=self._tables(x)[2].t(), validate_args=False)
+        return Categorical(logits=self._tables(x)[2], validate_args=False)
 
     def layer_likelihood(self, x: Tensor, z: Sequence[Tensor]) -> Tensor:
         """Return log p(x|z) for indices z [..., batch], or [..., 1] where all x share them: [..., batch]."""
@@ -93,27 +96,91 @@ class GaussianMixture(Template):
         if len(true_prior) != self.num_components:
             raise ValueError(f"GaussianMixture has {self.num_components} components, its data set {len(true_prior)}")
         with torch.no_grad():
-            log_px, log_pz, log_qz = self._tables(x)
+            log_px, log_pz, logits = self._tables(x)
             posterior = (log_px + true_prior.log().unsqueeze(1)).softmax(0)
             return {
-                "gmm/posterior_mse": torch.linalg.vector_norm(log_qz.exp() - posterior, dim=0).mean(),
+                "gmm/posterior_mse": torch.linalg.vector_norm(logits.softmax(-1).t() - posterior, dim=0).mean(),
                 "gmm/prior_mse": torch.linalg.vector_norm(log_pz.exp().squeeze(1) - true_prior),
             }
 
     def _tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log p(x|z) [C, batch], log p(z) [C, 1] and log q(z|x) [C, batch] for all values of z."""
+        """Return log p(x|z) [C, batch] and log p(z) [C, 1] for all z, and the logits of q(z|x) [batch, C]."""
         if x.dim() not in (1, 2) or x.shape[1:].numel() != 1:
             raise ValueError(f"GaussianMixture was given x of shape {list(x.shape)}, expected [batch] or [batch, 1]")
         x = x.reshape(-1, 1)
         offsets = (x.t() - self.means.unsqueeze(1)) / STD
         log_px = -0.5 * offsets.square() - (log(STD) + 0.5 * log(2 * pi))
-        return log_px, self.prior().unsqueeze(1), self.inference_network(x).log_softmax(-1).t()
+        return log_px, self.prior().unsqueeze(1), self.inference_network(x)
 
 
-def _look_up(log_px: Tensor, log_pz: Tensor, log_qz: Tensor, z: Tensor) -> LogDensities:
-    """Return the entries of tables [C, batch] at z [mc, iw, batch]."""
+class _NormalisedLookUp(Function):
+    """(logits [batch, C], index [n, batch]) -> log softmax(logits) at the indices, [n, batch].
+
+    d / d logits of sum_k g_k log p(z_k) = sum_k g_k onehot(z_k) - p sum_k g_k: one pass over [batch, C] and one over g.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, index: Tensor) -> Tensor:
+        return logits.log_softmax(-1).t().gather(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), (logits, index) = gradients, ctx.saved_tensors
+        by_normaliser = logits.softmax(-1) * -gradient.sum(0).unsqueeze(-1)
+        return by_normaliser.scatter_add(-1, index.t(), gradient.t()), None
+
+
+class _Inversion(Function):
+    """(u [..., n, batch], boundaries [..., C - 1, 1, batch]) -> how many of these are at most u, [..., n, batch].
+
+    C - 1 comparisons take half the time of `searchsorted`, whose branches no processor can predict.
+    """
+
+    @staticmethod
+    def forward(u: Tensor, boundaries: Tensor) -> Tensor:
+        if not is_cut(u):
+            dtype = torch.uint8 if boundaries.shape[-3] < 256 else torch.int64
+            return (u.unsqueeze(-3) >= boundaries).view(torch.uint8).sum(-3, dtype=dtype).long()
+        index = torch.empty(u.shape, dtype=torch.int64)
+        dim, size = cut(u.shape)
+        boundaries = boundaries.expand(*u.shape[:-2], *boundaries.shape[-3:])
+        for start in range(0, u.shape[dim], size):
+            piece = u.narrow(dim, start, min(size, u.shape[dim] - start))
+            own = boundaries.narrow(dim, start, piece.shape[dim]) if dim < u.dim() - 2 else boundaries
+            # Counted as floats, into which comparisons are written without a detour.
+            total, is_above = torch.zeros_like(piece), torch.empty_like(piece)
+            for boundary in own.unbind(-3):
+                total += torch.ge(piece, boundary, out=is_above)
+            index.narrow(dim, start, piece.shape[dim]).copy_(total)
+        return index
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], u: Tensor, boundaries: Tensor) -> tuple[Tensor, int]:
+        of_u, of_boundaries = in_dims
+        u = u.expand(info.batch_size, *u.shape) if of_u is None else u.movedim(of_u, 0)
+        boundaries = boundaries.unsqueeze(0) if of_boundaries is None else boundaries.movedim(of_boundaries, 0)
+        return _Inversion.apply(u, boundaries), 0
+
+
+for _function in (_NormalisedLookUp, _Inversion):
+    vars(_function.forward)["__signature__"] = signature(_function.forward)  # as in models.bernoulli
+
+
+def _look_up(log_px: Tensor, log_pz: Tensor, logits: Tensor, z: Tensor) -> LogDensities:
+    """Return the entries at z [mc, iw, batch] of tables [C, batch], and of the log-softmax of logits [batch, C]."""
     index = z.flatten(0, 1)
-    px, pz, qz = (table.expand_as(log_px).gather(0, index).view(z.shape) for table in (log_px, log_pz, log_qz))
+    px, pz = (table.expand_as(log_px).gather(0, index) for table in (log_px, log_pz))
+    px, pz, qz = (each.view(z.shape) for each in (px, pz, _NormalisedLookUp.apply(logits, index)))
     return LogDensities(px, (pz,), (qz,))
 
 
@@ -126,5 +193,4 @@ def draw_categorical(probabilities: Tensor, num_samples: int) -> Tensor:
     # The last sum, which rounding leaves a little off one, is above every u in [0, 1).
     boundaries = (cumulative[:-1] / cumulative[-1]).contiguous().unsqueeze(1)
     u = torch.rand(num_samples, probabilities.shape[1], dtype=boundaries.dtype, device=boundaries.device)
-    # C - 1 comparisons take half the time of `searchsorted`, whose branches no processor can predict.
-    return (u >= boundaries).view(torch.uint8).sum(0, dtype=torch.uint8 if len(boundaries) < 256 else None).long()
+    return _Inversion.apply(u, boundaries)

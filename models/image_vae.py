@@ -174,7 +174,7 @@ class ImageVAE(Template, ABC):
         return self.generative_model(z.flatten(-len(self.latents.shape)))
 
     def _log_px(self, z: Tensor, x: Tensor) -> Tensor:
-        # Not `linear_bernoulli_log_prob`: asked for the gradient by z alone, as `dreg` asks, it computes the weight's.
+        """Return log p(x|z) [mc, iw, batch] of x [batch, D]."""
         return bernoulli_log_prob(self._logits(z), x)
 
     def _px(self, z: Tensor) -> Bernoulli:

@@ -5,6 +5,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from models.bernoulli import linear_bernoulli_log_prob
 from models.image_vae import ImageVAE
 from models.networks import Style, check_sizes
 
@@ -44,6 +45,13 @@ class VAE(ImageVAE):
     def _generative_model(self, style: Style) -> nn.Sequential:
         sizes = (prod(self.latents.shape), *reversed(self._hidden))
         return nn.Sequential(*style.hidden_layers(sizes), nn.Linear(sizes[-1], self.num_pixels))
+
+    def _log_px(self, z: Tensor, x: Tensor) -> Tensor:
+        *hidden, last = self.generative_model
+        h = z.flatten(-len(self.latents.shape))
+        for module in hidden:
+            h = module(h)
+        return linear_bernoulli_log_prob(h, last.weight, last.bias, x)  # type: ignore[arg-type]
 
     @property
     def _bias(self) -> Tensor:

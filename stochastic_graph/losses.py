@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor as Plain
 
+from models.pieces import cut, is_cut
 from stochastic_graph.lining import LineUp, event_dims_of
 from stochastic_graph.plates import Plate
 from stochastic_graph.tensor import Tensor
-
-# Numbers that a CPU works through at a time: what its cache holds from one pass over them to the next.
-_PIECE = 2**16
 
 
 class _BinaryCrossEntropy(torch.autograd.Function):
@@ -25,11 +23,10 @@ class _BinaryCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, r: Plain, x: Plain) -> Plain:
         ctx.save_for_backward(r, x)
         shape = torch.broadcast_shapes(r.shape, x.shape)
-        if r.shape != shape or r.numel() <= _PIECE or r.device.type != "cpu":
+        if r.shape != shape or not is_cut(r):
             return torch.lerp((-r).log1p_().clamp_(min=-100), r.log().clamp_(min=-100), x).neg_()
         loss = torch.empty_like(r)
-        dim = max(range(r.dim()), key=r.size)
-        size = max(1, r.shape[dim] * _PIECE // r.numel())
+        dim, size = cut(r.shape)
         for part, of_r, of_x in zip(*(each.split(size, dim) for each in (loss, r, x.expand(shape))), strict=True):
             torch.neg(of_r, out=part).log1p_().clamp_(min=-100)
             torch.lerp(part, of_r.log().clamp_(min=-100), of_x, out=part).neg_()

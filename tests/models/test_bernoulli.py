@@ -3,6 +3,7 @@ import torch
 from torch.distributions import Bernoulli
 from torch.func import grad, vmap
 
+from models import bernoulli
 from models.bernoulli import (
     bernoulli_log_prob,
     draw_bernoulli,
@@ -227,7 +228,7 @@ def test_pieces_change_nothing_but_rounding(piece, monkeypatch):
         return [*drawn, *found, *torch.autograd.grad(total, rows)]
 
     whole = everything()
-    monkeypatch.setattr("models.bernoulli._PIECE", piece)
+    monkeypatch.setattr("models.pieces.PIECE", piece)
     for cut, uncut in zip(everything(), whole, strict=True):
         assert_exact(cut, uncut)
 
@@ -246,3 +247,25 @@ def test_draws_under_vmap_have_the_log_probabilities_of_their_own_logits(randomn
     rows, value = normal(2, 3, BATCH, H), bits(2, BATCH, D)
     weight, bias = normal(D, H), normal(D)
     assert_exact(twice(rows, weight, bias, value), reference(rows @ weight.t() + bias, value.unsqueeze(1)))
+
+
+def test_what_is_not_asked_for_is_not_computed(monkeypatch):
+    """The gradient of h alone takes no product for the weight's, and vice versa; asked for together they are two."""
+    inputs = [normal(MC, IW, BATCH, H), normal(D, H), normal(D)]
+    h, weight, bias = inputs
+    log_prob = linear_bernoulli_log_prob(h, weight, bias, bits(MC, IW, BATCH, D)).sum()
+    asked: list[tuple[bool, ...]] = []
+    gradients = bernoulli._linear_gradients
+
+    def spy(ctx, *arguments):
+        asked.append(ctx.needs_input_grad[:3])
+        return gradients(ctx, *arguments)
+
+    monkeypatch.setattr(bernoulli, "_linear_gradients", spy)
+    for chosen, expected in ((inputs[:1], [(True, False, False)]), (inputs[1:], [(False, True, True)])):
+        asked.clear()
+        torch.autograd.grad(log_prob, chosen, retain_graph=True)
+        assert asked == expected
+    asked.clear()
+    torch.autograd.grad(log_prob, inputs)
+    assert sorted(asked) == [(False, True, True), (True, False, False)]

@@ -5,7 +5,7 @@ from torch.func import functional_call, grad, vmap
 
 from datasets.gaussian_mixture import GaussianMixtureData
 from models import GaussianMixture
-from models.gaussian_mixture import draw_categorical
+from models.gaussian_mixture import _Inversion, _NormalisedLookUp, draw_categorical
 from models.particles import draw_particles
 
 SHAPE = (2, 3)  # mc, iw
@@ -206,3 +206,33 @@ class Forward(torch.nn.Module):
         particles = draw_particles(self.model, x, *SHAPE)
         log_w = particles.log_px + particles.log_pz[0] - particles.log_qz[0]
         return torch.logsumexp(log_w, 1).sum() + (log_w.detach() * particles.log_qz[0]).sum()
+
+
+@pytest.mark.parametrize("piece", [1, 5, 2**16])
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (None, None)])
+def test_inversion_counts_boundaries_in_pieces_and_under_vmap(piece, in_dims, monkeypatch):
+    monkeypatch.setattr("models.pieces.PIECE", piece)
+    u, boundaries = torch.rand(7, 3, 2), torch.rand(7, 4, 1, 2).sort(1).values
+    u, boundaries = (each if dim == 0 else each[0] for each, dim in zip((u, boundaries), in_dims, strict=True))
+    expected = (u.unsqueeze(-3) >= boundaries).sum(-3)
+    count = _Inversion.apply if in_dims == (None, None) else vmap(_Inversion.apply, in_dims)
+    assert torch.equal(count(u, boundaries), expected)
+
+
+def test_derivatives_of_the_look_up_are_those_of_the_log_softmax():
+    """Of first and second order, and of many replicates at once."""
+    logits, index = torch.randn(3, 5, dtype=torch.float64, requires_grad=True), torch.randint(5, (7, 4, 3))
+
+    def reference(logits, index):
+        return logits.log_softmax(-1).t().gather(0, index)
+
+    assert torch.autograd.gradcheck(_NormalisedLookUp.apply, (logits, index[0]))
+    assert torch.autograd.gradgradcheck(_NormalisedLookUp.apply, (logits, index[0]))
+    torch.testing.assert_close(_NormalisedLookUp.apply(logits, index[0]), reference(logits, index[0]))
+    for logits_dim in (None, 0):
+        given = torch.randn(*([7] if logits_dim == 0 else []), 3, 5)
+        by_own, by_reference = (
+            vmap(grad(lambda logits, index, f=f: f(logits, index).square().sum()), (logits_dim, 0))(given, index)
+            for f in (_NormalisedLookUp.apply, reference)
+        )
+        torch.testing.assert_close(by_own, by_reference)

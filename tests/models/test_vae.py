@@ -389,7 +389,8 @@ def test_the_same_seed_gives_the_same_numbers(model, x):
 def test_the_networks_run_as_often_as_they_must(model, x):
     rows: dict[str, list[int]] = {"inference_network": [], "generative_model": []}
     for name, calls in rows.items():
-        getattr(model, name).register_forward_hook(lambda _, args, __, calls=calls: calls.append(args[0].shape.numel()))
+        first = getattr(model, name)[0]
+        first.register_forward_hook(lambda _, args, __, calls=calls: calls.append(args[0].shape.numel()))
     get_estimator("dreg", iw=3, mc=2)(model, x)[0].backward()
     assert rows == {"inference_network": [BATCH * 6], "generative_model": [6 * BATCH * math.prod(model.latents.shape)]}
 

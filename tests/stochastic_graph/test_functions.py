@@ -457,7 +457,7 @@ def test_derivatives_of_binary_cross_entropy(
     plates: tuple[str, str], reduces: bool, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of first and second order, in both arguments, those of its formula; of tensors that meet on no plate too."""
-    monkeypatch.setattr("stochastic_graph.losses._PIECE", piece)
+    monkeypatch.setattr("models.pieces.PIECE", piece)
     raw = [draw(*each, event=(4,), seed=i)._tensor.clone().requires_grad_() for i, each in enumerate(plates)]
     r, x = (on_plates(value, *each) for value, each in zip(raw, plates, strict=True))
 
