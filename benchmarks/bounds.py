@@ -19,6 +19,7 @@ from datasets.gaussian_mixture import GaussianMixtureData
 from datasets.gaussian_toy import GaussianToyData
 from estimators import get_estimator
 from models import GaussianMixture, GaussianToy
+from tasks.allocator import keep_freed_memory
 
 BATCH_SIZE = 100
 PARTICLES = 20
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="turns whose median is taken (default: %(default)s)")
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a job does
     torch.manual_seed(0)
     print(machine())
     print_speeds(rounds)
