@@ -41,7 +41,7 @@ def linear_bernoulli_log_prob(h: Tensor, weight: Tensor, bias: Tensor, value: Te
     rows = h.shape[:-1]
     if _common_shape(rows, value.shape[:-1]) != rows:  # one of h serves several values: its logits are computed once
         return bernoulli_log_prob(F.linear(h, weight, bias), value)
-    if not (h.requires_grad and (weight.requires_grad or bias.requires_grad)):
+    if value.requires_grad or not (h.requires_grad and (weight.requires_grad or bias.requires_grad)):
         return _LinearLogProb.apply(h, weight, bias, value)[0]
     # Two nodes, so that whoever asks for the gradient of h alone does not have the weight's computed, and vice versa.
     log_prob, residual = _LinearLogProb.apply(h, weight.detach(), bias.detach(), value)
@@ -70,6 +70,7 @@ class _LogProb(Function):
 
     @staticmethod
     def forward(logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        logits = _in_common_dtype(logits, value)
         residual = logits.new_empty(_common_shape(logits.shape, value.shape))
         return _sum_log_prob(logits, value, residual), residual
 
@@ -99,7 +100,7 @@ class _LinearLogProb(Function):
 
     @staticmethod
     def forward(h: Tensor, weight: Tensor, bias: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(h, weight, bias)
+        logits = _in_common_dtype(F.linear(h, weight, bias), value)
         return _sum_log_prob(logits, value, logits), logits  # the residual in the place of the logits
 
     @staticmethod
@@ -151,7 +152,7 @@ class _LinearDraw(Function):
 
     @staticmethod
     def forward(h: Tensor, weight: Tensor, bias: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = F.linear(h, weight, bias)
+        logits = _in_common_dtype(F.linear(h, weight, bias), uniform)
         z = torch.empty_like(logits)
         return z, _sum_log_prob(logits, z, logits, uniform), logits
 
@@ -269,6 +270,11 @@ def _linear_gradients(
     by_weight = rows.t() @ (column * h).reshape(-1, h.shape[-1]) if needs_weight else None
     by_bias = rows.t() @ gradient.reshape(-1) if needs_bias else None
     return by_h, by_weight, by_bias
+
+
+def _in_common_dtype(logits: Tensor, value: Tensor) -> Tensor:
+    """Return logits in the type that they and the values have in common: under autocast they have less digits."""
+    return logits.to(torch.promote_types(logits.dtype, value.dtype))
 
 
 def _common_shape(first: torch.Size, second: torch.Size) -> torch.Size:

@@ -69,6 +69,8 @@ class GaussianMixture(Template):
     def log_prob(self, x: Tensor, z: Sequence[Tensor], stop_phi: bool = False) -> LogDensities:
         """Return the log-densities of x [batch] or [batch, 1] and of the given indices z, one layer [mc, iw, batch]."""
         (layer,) = z
+        if layer.shape[-1] != len(x):
+            raise ValueError(f"GaussianMixture was given z of shape {list(layer.shape)}, expected [mc, iw, {len(x)}]")
         log_px, log_pz, logits = self._tables(x)
         return _look_up(log_px, log_pz, logits.detach() if stop_phi else logits, layer)
 
@@ -154,7 +156,8 @@ class _Inversion(Function):
             piece = u.narrow(dim, start, min(size, u.shape[dim] - start))
             own = boundaries.narrow(dim, start, piece.shape[dim]) if dim < u.dim() - 2 else boundaries
             # Counted as floats, into which comparisons are written without a detour.
-            total, is_above = torch.zeros_like(piece), torch.empty_like(piece)
+            total = torch.zeros_like(piece, dtype=torch.promote_types(u.dtype, torch.float32))
+            is_above = torch.empty_like(piece)
             for boundary in own.unbind(-3):
                 total += torch.ge(piece, boundary, out=is_above)
             index.narrow(dim, start, piece.shape[dim]).copy_(total)

@@ -202,7 +202,7 @@ def _layers(modules: nn.ModuleList) -> list[BernoulliLayer]:
 
 def _signs(bits: Tensor) -> Tensor:
     """Return -1 for 0 and +1 for 1, in one pass."""
-    return torch.add(bits.new_tensor(-1.0), bits, alpha=2)
+    return torch.add(bits.new_full((), -1.0), bits, alpha=2)
 
 
 def _bernoulli(logits: Tensor) -> Bernoulli:

@@ -90,6 +90,8 @@ def sync_folder(folder: Path) -> None:
 class AtomicStorage(Storage):
     """TinyDB's tables in one JSON file, written atomically, with a checksum that notices any later damage.
 
+    Values are texts, booleans, null, integers of 64 bits, finite floats, and lists and objects of these.
+
     The first line holds the CRC-32 of all that follows it; the whole file is one JSON object.
     """
 

@@ -224,6 +224,7 @@ def test_pieces_change_nothing_but_rounding(piece, monkeypatch):
         drawn = linear_bernoulli_draw(rows, weight, bias)
         found = [linear_bernoulli_log_prob(rows, weight, bias, each) for each in (value, shared)]
         found += [bernoulli_log_prob(rows @ weight.t(), each) for each in (value, shared)]
+        found += [linear_bernoulli_log_prob(rows[0, 0, 0], weight, bias, shared[0])]
         total = torch.stack([each.sum() for each in (drawn[1], *found)]).sum()
         return [*drawn, *found, *torch.autograd.grad(total, rows)]
 
@@ -243,10 +244,18 @@ def test_draws_under_vmap_have_the_log_probabilities_of_their_own_logits(randomn
     for i in range(7):
         h, weight, bias = (each[i] if dim == 0 else each for dim, each in zip(in_dims, inputs, strict=True))
         torch.testing.assert_close(log_prob[i], reference(h @ weight.t() + bias, z[i]))
+    alike = [torch.zeros(7, 100, H), torch.zeros(D, H), torch.zeros(D)]
+    z, _ = vmap(linear_bernoulli_draw, (0, None, None), randomness=randomness)(*alike)
+    assert all(torch.equal(z[0], each) == (randomness == "same") for each in z[1:])
     twice = vmap(vmap(linear_bernoulli_log_prob, (0, None, None, None)), (0, None, None, 0))
     rows, value = normal(2, 3, BATCH, H), bits(2, BATCH, D)
     weight, bias = normal(D, H), normal(D)
     assert_exact(twice(rows, weight, bias, value), reference(rows @ weight.t() + bias, value.unsqueeze(1)))
+    several, values = normal(MC, IW, BATCH, H), bits(7, BATCH, D)  # of fewer dimensions than the rows
+    many = vmap(linear_bernoulli_log_prob, (None, None, None, 0))(several, weight, bias, values)
+    assert_exact(many, reference(several @ weight.t() + bias, values[:, None, None]))
+    many = vmap(bernoulli_log_prob, (None, 0))(several @ weight.t() + bias, values)
+    assert_exact(many, reference(several @ weight.t() + bias, values[:, None, None]))
 
 
 def test_what_is_not_asked_for_is_not_computed(monkeypatch):
@@ -269,3 +278,29 @@ def test_what_is_not_asked_for_is_not_computed(monkeypatch):
     asked.clear()
     torch.autograd.grad(log_prob, inputs)
     assert sorted(asked) == [(False, True, True), (True, False, False)]
+
+
+def test_the_value_s_gradient_depends_on_the_weight():
+    h, weight, bias = normal(BATCH, H), normal(D, H), normal(D)
+    value = torch.rand(BATCH, D, dtype=torch.float64, requires_grad=True)
+    (by_value,) = torch.autograd.grad(linear_bernoulli_log_prob(h, weight, bias, value).sum(), value, create_graph=True)
+    (second,) = torch.autograd.grad(by_value.square().sum(), weight)
+    assert_exact(second, 2 * (h @ weight.t() + bias).t() @ h)
+
+
+@pytest.mark.parametrize("parts", ["linear", "draw", "logits"])
+def test_under_autocast_the_gradients_may_be_computed_outside_of_it(parts):
+    h, weight, bias = (each.detach().float().requires_grad_() for each in (normal(BATCH, H), normal(D, H), normal(D)))
+    value = bits(BATCH, D).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        if parts == "linear":
+            log_prob = linear_bernoulli_log_prob(h, weight, bias, value)
+        elif parts == "draw":
+            value, log_prob = linear_bernoulli_draw(h, weight, bias)
+        else:
+            log_prob = bernoulli_log_prob(torch.nn.functional.linear(h, weight, bias), value)
+    assert log_prob.dtype == torch.float32
+    got = torch.autograd.grad(log_prob.sum(), (h, weight, bias))
+    wanted = torch.autograd.grad(reference(h @ weight.t() + bias, value).sum(), (h, weight, bias))
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=0.05, atol=0.05)

@@ -210,9 +210,11 @@ class Forward(torch.nn.Module):
 
 @pytest.mark.parametrize("piece", [1, 5, 2**16])
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (None, None)])
-def test_inversion_counts_boundaries_in_pieces_and_under_vmap(piece, in_dims, monkeypatch):
+@pytest.mark.parametrize(("num", "dtype"), [(4, torch.float32), (300, torch.float32), (300, torch.bfloat16)])
+def test_inversion_counts_boundaries_in_pieces_and_under_vmap(piece, in_dims, num, dtype, monkeypatch):
     monkeypatch.setattr("models.pieces.PIECE", piece)
-    u, boundaries = torch.rand(7, 3, 2), torch.rand(7, 4, 1, 2).sort(1).values
+    u, boundaries = torch.rand(7, 3, 2).to(dtype), torch.rand(7, num, 1, 2).to(dtype).sort(1).values
+    u[:, 0] = 1  # above all
     u, boundaries = (each if dim == 0 else each[0] for each, dim in zip((u, boundaries), in_dims, strict=True))
     expected = (u.unsqueeze(-3) >= boundaries).sum(-3)
     count = _Inversion.apply if in_dims == (None, None) else vmap(_Inversion.apply, in_dims)
@@ -236,3 +238,8 @@ def test_derivatives_of_the_look_up_are_those_of_the_log_softmax():
             for f in (_NormalisedLookUp.apply, reference)
         )
         torch.testing.assert_close(by_own, by_reference)
+
+
+def test_a_z_of_another_batch_is_refused(model, x):
+    with pytest.raises(ValueError, match=r"was given z of shape \[1, 1, 1\], expected \[mc, iw, \d+\]$"):
+        model.log_prob(x, [torch.zeros(1, 1, 1, dtype=torch.int64)])

@@ -11,7 +11,7 @@ from omegaconf.errors import ReadonlyConfigError
 from orchestration.config_object import config_object
 
 LEAVES: st.SearchStrategy[Any] = (
-    st.none()
+    st.sampled_from([0, 1, False, True, 1.0, "1", "True", None, "None", [1], [True], ["1"]])
     | st.booleans()
     | st.integers(-3, 3)
     | st.floats(allow_nan=False)

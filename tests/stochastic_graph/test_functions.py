@@ -456,7 +456,7 @@ def test_pairs(name: str, plates: tuple[str, str]) -> None:
 def test_derivatives_of_binary_cross_entropy(
     plates: tuple[str, str], reduces: bool, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of first and second order, in both arguments, those of its formula; of tensors that meet on no plate too."""
+    """It and its derivatives of both orders in both arguments are those of its formula, on any plates."""
     monkeypatch.setattr("models.pieces.PIECE", piece)
     raw = [draw(*each, event=(4,), seed=i)._tensor.clone().requires_grad_() for i, each in enumerate(plates)]
     r, x = (on_plates(value, *each) for value, each in zip(raw, plates, strict=True))
@@ -465,7 +465,8 @@ def test_derivatives_of_binary_cross_entropy(
         loss = loss.sum(-1) if reduces else loss * torch.arange(1.0, 5.0, dtype=torch.float64)
         total = (loss._tensor * torch.arange(1.0, loss.numel() + 1).reshape(loss.shape)).sum()  # type: ignore[attr-defined]
         first = torch.autograd.grad(total, raw, create_graph=True)
-        return [*first, *torch.autograd.grad(torch.stack([(each**2).sum() for each in first]).sum(), raw)]
+        second = torch.autograd.grad(torch.stack([(each**2).sum() for each in first]).sum(), raw)
+        return [plain(loss), *first, *second]
 
     own = derivatives(nn.BCELoss(reduction="none")(r, x))
     for given, wanted in zip(own, derivatives(-(x * r.log() + (1 - x) * (1 - r).log())), strict=True):
