@@ -55,6 +55,13 @@ def linear_bernoulli_draw(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tens
     return z, log_prob
 
 
+def bernoulli_draw(logits: Tensor, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Draw z [*sample_shape, ..., D] with logits [..., D], without a gradient; return it and its log-probability."""
+    uniform = torch.rand(*sample_shape, *logits.shape, dtype=logits.dtype, device=logits.device)
+    z, log_prob, _ = _Draw.apply(logits, uniform)
+    return z, log_prob
+
+
 def draw_bernoulli(probs: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
     """Draw 0 or 1 with probabilities [...], in their dtype, without a gradient: [*sample_shape, ...].
 
@@ -85,14 +92,40 @@ class _LogProb(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         residual, logits = ctx.saved_tensors
-        gradient = gradient.unsqueeze(-1)
-        by_logits = _sum_to(gradient * residual, ctx.shapes[0]) if ctx.needs_input_grad[0] else None
-        by_value = _sum_to(gradient * logits, ctx.shapes[1]) if ctx.needs_input_grad[1] else None
+        by_logits = _gradient_of_logits(gradient, residual, ctx.shapes[0]) if ctx.needs_input_grad[0] else None
+        by_value = _sum_to(gradient.unsqueeze(-1) * logits, ctx.shapes[1]) if ctx.needs_input_grad[1] else None
         return by_logits, by_value
 
     @staticmethod
     def vmap(_: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         return _LogProb.apply(*_batch_first(in_dims, *inputs)), (0, 0)
+
+
+class _Draw(Function):
+    """(logits, uniform) -> z, 1 where uniform < sigmoid(logits), sum_d log p(z_d), z - sigmoid(logits)."""
+
+    @staticmethod
+    def forward(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, residual = torch.empty_like(uniform), torch.empty_like(uniform)
+        return z, _sum_log_prob(logits, z, residual, uniform), residual
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        z, _, residual = output
+        ctx.mark_non_differentiable(z, residual)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(residual)
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, _: None, gradient: Tensor, __: None) -> tuple[Tensor | None, ...]:
+        (residual,) = ctx.saved_tensors
+        return _gradient_of_logits(gradient, residual, ctx.shape), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        logits, uniform = _batch_first(in_dims, *inputs)
+        return _Draw.apply(logits, uniform.expand(info.batch_size, *uniform.shape[1:])), (0, 0, 0)
 
 
 class _LinearLogProb(Function):
@@ -169,17 +202,16 @@ class _LinearDraw(Function):
         return *_linear_gradients(ctx, gradient, *ctx.saved_tensors), None
 
     @staticmethod
-    def vmap(_: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         h, weight, bias, uniform = inputs
         if _only_rows_are_batched(in_dims):
             h, uniform = _batch_first((in_dims[0], in_dims[3]), h, uniform)
             return _LinearDraw.apply(h, weight, bias, uniform), (0, 0, 0)
         logits, uniform = _logits_and(in_dims, *inputs)
-        z = (uniform < logits.sigmoid()).to(logits.dtype)
-        return (z, *_LogProb.apply(logits, z)), (0, 0, 0)
+        return _Draw.apply(logits, uniform.expand(info.batch_size, *uniform.shape[1:])), (0, 0, 0)
 
 
-for _function in (_LogProb, _LinearLogProb, _LinearTerm, _LinearDraw):
+for _function in (_LogProb, _Draw, _LinearLogProb, _LinearTerm, _LinearDraw):
     # Function.apply looks the signature up at every call, which otherwise takes as long as ten small operations.
     vars(_function.forward)["__signature__"] = signature(_function.forward)
 
@@ -254,6 +286,16 @@ def _pieces(
 def _num_products(size: int) -> int:
     """Return the fewest products of equally many factors that `size` factors can be shared out to."""
     return next(num for num in range(1, size + 1) if size % num == 0 and size // num <= _MOST_FACTORS)
+
+
+def _gradient_of_logits(gradient: Tensor, residual: Tensor, shape: torch.Size) -> Tensor:
+    """Return the gradient [...] times the residual [..., D], summed over what logits of a shape were broadcast to."""
+    extra = residual.dim() - len(shape)
+    if not extra or residual.shape[extra:] != shape:
+        return _sum_to(gradient.unsqueeze(-1) * residual, shape)
+    rows = shape[:-1].numel()  # each with a product of its own, over all that it was broadcast to
+    values = residual.reshape(-1, rows, shape[-1]).permute(1, 2, 0)
+    return torch.matmul(values, gradient.reshape(-1, rows).t().unsqueeze(-1)).reshape(shape)
 
 
 def _linear_gradients(

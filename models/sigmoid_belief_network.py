@@ -12,7 +12,13 @@ from torch.distributions import Bernoulli
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from models.bernoulli import bernoulli_log_prob, draw_bernoulli, linear_bernoulli_draw, linear_bernoulli_log_prob
+from models.bernoulli import (
+    bernoulli_draw,
+    bernoulli_log_prob,
+    draw_bernoulli,
+    linear_bernoulli_draw,
+    linear_bernoulli_log_prob,
+)
 from models.template import LogDensities, Output, Template
 
 Activation = Literal["tanh", "elu"]
@@ -110,9 +116,8 @@ class SigmoidBeliefNetwork(Template):
         x = self._rows(x)
         first, *others = _layers(self.inference_network)
         first_logits = first(x - self.mean_x)
-        z = [draw_bernoulli(first_logits.sigmoid(), sample_shape)]
-        log_qz = [bernoulli_log_prob(first_logits, z[0])]
-        signs = [_signs(z[0])]
+        drawn, log_q = bernoulli_draw(first_logits, sample_shape)
+        z, log_qz, signs = [drawn], [log_q], [_signs(drawn)]
         for layer in others:
             drawn, log_q = layer.draw(signs[-1])
             z.append(drawn)

@@ -5,6 +5,7 @@ from torch.func import grad, vmap
 
 from models import bernoulli
 from models.bernoulli import (
+    bernoulli_draw,
     bernoulli_log_prob,
     draw_bernoulli,
     linear_bernoulli_draw,
@@ -304,3 +305,18 @@ def test_under_autocast_the_gradients_may_be_computed_outside_of_it(parts):
     wanted = torch.autograd.grad(reference(h @ weight.t() + bias, value).sum(), (h, weight, bias))
     for g, w in zip(got, wanted, strict=True):
         torch.testing.assert_close(g, w, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", [(), (BATCH,), (IW, BATCH)])
+def test_a_draw_from_shared_logits_comes_with_its_log_probability_and_gradient(shape):
+    logits = normal(*shape, D)
+    z, log_prob = bernoulli_draw(logits, (MC, 7))
+    assert z.shape == (MC, 7, *shape, D)
+    assert set(z.unique().tolist()) == {0.0, 1.0}
+    expected = reference(logits, z)
+    assert_exact(log_prob, expected)
+    assert_same_gradients(log_prob, expected, [logits])
+    for randomness in ("same", "different"):
+        draws, log_probs = vmap(lambda _: bernoulli_draw(logits, (50,)), randomness=randomness)(torch.zeros(7))
+        assert all(torch.equal(draws[0], each) == (randomness == "same") for each in draws[1:])
+        assert_exact(log_probs, reference(logits, draws))
