@@ -22,12 +22,11 @@ class _BinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, r: Plain, x: Plain) -> Plain:
         ctx.save_for_backward(r, x)
-        shape = torch.broadcast_shapes(r.shape, x.shape)
-        if r.shape != shape or not is_cut(r):
+        if not is_cut(r) or torch.broadcast_shapes(r.shape, x.shape) != r.shape:
             return torch.lerp((-r).log1p_().clamp_(min=-100), r.log().clamp_(min=-100), x).neg_()
         loss = torch.empty_like(r)
         dim, size = cut(r.shape)
-        for part, of_r, of_x in zip(*(each.split(size, dim) for each in (loss, r, x.expand(shape))), strict=True):
+        for part, of_r, of_x in zip(*(each.split(size, dim) for each in (loss, r, x.expand_as(r))), strict=True):
             torch.neg(of_r, out=part).log1p_().clamp_(min=-100)
             torch.lerp(part, of_r.log().clamp_(min=-100), of_x, out=part).neg_()
         return loss

@@ -20,7 +20,8 @@ def rows(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def work(path, *overrides, stop_at=math.inf):
+def interruptible(path, stop_at=math.inf):
+    """Return the context of a job in `path` that is asked to stop at a step, and the steps that it has told of."""
     path.mkdir(exist_ok=True)
     steps = [0]
     context = Context(
@@ -28,7 +29,11 @@ def work(path, *overrides, stop_at=math.inf):
         should_stop=lambda: steps[-1] >= stop_at,
         progress=lambda step, total: steps.append(step),
     )
-    config = configured(*overrides)
+    return context, steps
+
+
+def work(path, *overrides, stop_at=math.inf):
+    config, (context, _) = configured(*overrides), interruptible(path, stop_at)
     resolve(config.task.target)(config, context)
 
 

@@ -15,10 +15,10 @@ from errors import UserError
 from estimators import registry
 from orchestration.configuration import compose
 from orchestration.experiment import expand, load
-from orchestration.run_directory import RunDirectory
 from tasks import gradient_study
-from tasks.context import Context, Interrupted
+from tasks.context import Interrupted
 from tasks.gradient_study import check, run
+from tests.tasks.stepwise import interruptible
 
 SOURCE = Path(__file__).resolve().parents[2]
 SMALL = ["task=gradient_study", "model=gaussian_toy", "model.dim=2", "dataset.dim=2", "dataset.num_points=40"]
@@ -45,13 +45,7 @@ def arrays(path):
 
 def study(path, *overrides, stop_at=math.inf):
     """Run the study in `path`, asking it to stop once it has drawn `stop_at` blocks."""
-    path.mkdir(exist_ok=True)
-    blocks = [0]
-    context = Context(
-        RunDirectory(path),
-        should_stop=lambda: blocks[-1] >= stop_at,
-        progress=lambda step, total: blocks.append(step),
-    )
+    context, blocks = interruptible(path, stop_at)
     run(configured(*overrides), context)
     return blocks
 

@@ -14,6 +14,7 @@ from tasks import checkpoint
 from tasks.build import build_dataset, build_estimator, build_model, build_networks, build_optimizer
 from tasks.context import Context, Interrupted
 from tasks.train import check, run
+from tests.tasks.stepwise import interruptible
 
 SMALL = ["steps=30", "eval_every=10", "checkpoint_every=7", "evaluation.iw=5", "evaluation.points=20"]
 SMALL += ["analysis.num_replicates=20", "estimator.iw=3"]
@@ -34,13 +35,7 @@ def saved(path):
 
 def train(path, *overrides, stop_at=math.inf):
     """Run the job in `path`, asking it to stop once it has done `stop_at` steps."""
-    path.mkdir(exist_ok=True)
-    steps = [0]
-    context = Context(
-        RunDirectory(path),
-        should_stop=lambda: steps[-1] >= stop_at,
-        progress=lambda step, total: steps.append(step),
-    )
+    context, _ = interruptible(path, stop_at)
     run(configured(*overrides), context)
 
 
