@@ -9,7 +9,6 @@ tests/models/test_bernoulli.py.
 
 from collections.abc import Sequence
 from functools import cache
-from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.autograd import Function
 from torch.func import vmap
 from torch.nn import functional as F
 
+from models.functions import known_signature
 from models.pieces import cut, is_cut
 
 # Of numbers of at least 1/2: their product is no less than 2^-100, and float32 reaches down to 2^-126.
@@ -72,6 +72,7 @@ def draw_bernoulli(probs: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
     return (probs.detach() - uniform).ceil_().abs_()
 
 
+@known_signature
 class _LogProb(Function):
     """(logits, value) -> sum_d log p(value_d), value - sigmoid(logits)."""
 
@@ -101,6 +102,7 @@ class _LogProb(Function):
         return _LogProb.apply(*_batch_first(in_dims, *inputs)), (0, 0)
 
 
+@known_signature
 class _Draw(Function):
     """(logits, uniform) -> z, 1 where uniform < sigmoid(logits), sum_d log p(z_d), z - sigmoid(logits)."""
 
@@ -128,6 +130,7 @@ class _Draw(Function):
         return _Draw.apply(logits, uniform.expand(info.batch_size, *uniform.shape[1:])), (0, 0, 0)
 
 
+@known_signature
 class _LinearLogProb(Function):
     """(h, weight, bias, value) -> sum_d log p(value_d), value - sigmoid(logits)."""
 
@@ -161,6 +164,7 @@ class _LinearLogProb(Function):
         return _LogProb.apply(*_logits_and(in_dims, *inputs)), (0, 0)
 
 
+@known_signature
 class _LinearTerm(Function):
     """(h, weight, bias, value - sigmoid(logits)) -> zeros with the gradients of sum_d log p by weight and bias."""
 
@@ -180,6 +184,7 @@ class _LinearTerm(Function):
         return *_linear_gradients(ctx, *gradients, *ctx.saved_tensors), None
 
 
+@known_signature
 class _LinearDraw(Function):
     """(h, weight, bias, uniform) -> z, 1 where uniform < sigmoid(logits), sum_d log p(z_d), z - sigmoid(logits)."""
 
@@ -209,11 +214,6 @@ class _LinearDraw(Function):
             return _LinearDraw.apply(h, weight, bias, uniform), (0, 0, 0)
         logits, uniform = _logits_and(in_dims, *inputs)
         return _Draw.apply(logits, uniform.expand(info.batch_size, *uniform.shape[1:])), (0, 0, 0)
-
-
-for _function in (_LogProb, _Draw, _LinearLogProb, _LinearTerm, _LinearDraw):
-    # Function.apply looks the signature up at every call, which otherwise takes as long as ten small operations.
-    vars(_function.forward)["__signature__"] = signature(_function.forward)
 
 
 def _only_rows_are_batched(in_dims: tuple[int | None, ...]) -> bool:

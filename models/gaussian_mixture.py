@@ -1,7 +1,6 @@
 """The Gaussian mixture whose posterior is known, with a learnt prior (Le et al. 2019, "Revisiting reweighted...")."""
 
 from collections.abc import Sequence
-from inspect import signature
 from math import log, pi
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.autograd import Function
 from torch.distributions import Categorical, Normal
 
 from datasets.gaussian_mixture import SPACING, STD, GaussianMixtureData
+from models.functions import known_signature
 from models.pieces import cut, is_cut
 from models.template import LogDensities, Output, Template
 
@@ -115,6 +115,7 @@ class GaussianMixture(Template):
         return log_px, self.prior().unsqueeze(1), self.inference_network(x)
 
 
+@known_signature
 class _NormalisedLookUp(Function):
     """(logits [batch, C], index [n, batch]) -> log softmax(logits) at the indices, [n, batch].
 
@@ -138,6 +139,7 @@ class _NormalisedLookUp(Function):
         return by_normaliser.scatter_add(-1, index.t(), gradient.t()), None
 
 
+@known_signature
 class _Inversion(Function):
     """(u [..., n, batch], boundaries [..., C - 1, 1, batch]) -> how many of these are at most u, [..., n, batch].
 
@@ -173,10 +175,6 @@ class _Inversion(Function):
         u = u.expand(info.batch_size, *u.shape) if of_u is None else u.movedim(of_u, 0)
         boundaries = boundaries.unsqueeze(0) if of_boundaries is None else boundaries.movedim(of_boundaries, 0)
         return _Inversion.apply(u, boundaries), 0
-
-
-for _function in (_NormalisedLookUp, _Inversion):
-    vars(_function.forward)["__signature__"] = signature(_function.forward)  # as in models.bernoulli
 
 
 def _look_up(log_px: Tensor, log_pz: Tensor, logits: Tensor, z: Tensor) -> LogDensities:

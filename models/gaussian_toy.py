@@ -10,6 +10,7 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from datasets.gaussian_toy import GaussianToyData
+from models.functions import sum_of_squares
 from models.template import LogDensities, Output, Template
 
 Scale = Literal["std", "variance"]
@@ -90,7 +91,7 @@ class GaussianToy(Template):
         (layer,) = z
 
         def distance(mean: Tensor) -> Tensor:
-            return (layer - mean).square().sum(-1)
+            return sum_of_squares(layer - mean)
 
         return LogDensities(
             self._log_normal(distance(x)),

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from errors import near
 from models.bernoulli import bernoulli_log_prob, draw_bernoulli
+from models.functions import sum_of_squares
 from models.gaussian_mixture import draw_categorical
 
 KINDS = ("normal", "bernoulli", "categorical", "subset")
@@ -110,8 +111,7 @@ class NormalLatents(Latents):
         if not reparam:
             z = z.detach()
             return Draw(z, self.density(prior, z), self.density(features, z), z)
-        norms = torch.linalg.vecdot(eps, eps)
-        log_qz = -0.5 * (norms + log_var.sum(-1)) + self._constant
+        log_qz = -0.5 * (sum_of_squares(eps) + log_var.sum(-1)) + self._constant
         return Draw(z, self.density(prior, z), log_qz, z)
 
     def log_prob(self, features: Tensor | None, z: Tensor, temperature: float) -> Tensor:  # noqa: ARG002
@@ -121,10 +121,10 @@ class NormalLatents(Latents):
     def density(self, features: Tensor | None, point: Tensor, temperature: float | None = None) -> Tensor:  # noqa: ARG002
         """Return sum_n log N(z_n; mean_n, exp(log_var_n)) at the point z."""
         if features is None:
-            return -0.5 * point.square().sum(-1) + self._constant
+            return -0.5 * sum_of_squares(point) + self._constant
         mean, log_var = features.chunk(2, -1)
         standardised = (point - mean) * (-0.5 * log_var).exp()
-        return -0.5 * (standardised.square().sum(-1) + log_var.sum(-1)) + self._constant
+        return -0.5 * (sum_of_squares(standardised) + log_var.sum(-1)) + self._constant
 
     def distribution(self, features: Tensor, temperature: float | None = None) -> Distribution:  # noqa: ARG002
         """Return a normal over z, which is relaxed by no temperature."""

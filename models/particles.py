@@ -2,13 +2,17 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 from torch.distributions import Bernoulli, Distribution, Transform
 from torch.distributions.transforms import _InverseTransform
 
@@ -171,10 +175,14 @@ def _scaled_by_z(log_px: Tensor, z: Tensor, scale: Tensor, name: str) -> Tensor:
     """Return log p(x|z) of the draw, whose graph cannot be entered, with its gradient by z multiplied.
 
     A hook on z itself would also reach what others make of z: further estimates from the same particles, a user's own
-    term of the loss. So the gradient is computed, and what it lacks is added: to rounding the same.
+    term of the loss. So the way back through that graph is a step of its own. Where there is no such step, under
+    torch.func or where p(x|z) sees q in another way than through z, the gradient by z is computed beforehand, and what
+    it lacks is added: to rounding the same.
     """
     if not z.requires_grad:
         return log_px
+    if not is_functorch_wrapped_tensor(log_px) and (leaves := _leaves_beside(log_px, z)) is not None:
+        return _ScaledByZ.apply((log_px,), scale, z, *leaves)
     # Where log p(x|z) is -inf it has no gradient; clamp keeps out what autograd would make of it.
     total = log_px.clamp(min=torch.finfo(log_px.dtype).min).sum()
     by_z = None
@@ -186,6 +194,35 @@ def _scaled_by_z(log_px: Tensor, z: Tensor, scale: Tensor, name: str) -> Tensor:
         by_z, z = by_z[:, : log_px.shape[1]], z[:, : log_px.shape[1]]
     lacking = ((_over(scale, z) - 1) * by_z.detach() * z).reshape(*scale.shape, -1).sum(-1).reshape(log_px.shape)
     return log_px + (lacking - lacking.detach())
+
+
+class _ScaledByZ(Function):
+    """(log_px,), scale, z, *leaves -> log_px, differentiated by z and the leaves through the graph that it has.
+
+    The gradient by z is multiplied by `scale`, one number for each of the first particles of each copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, drawn: tuple[Tensor], scale: Tensor, z: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.save_for_backward(*drawn, scale, z, *leaves)
+        return drawn[0].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        log_px, scale, z, *leaves = ctx.saved_tensors
+        by_z, *others = torch.autograd.grad(log_px, [z, *leaves], gradients, retain_graph=True)
+        if scale.dim() == 3:  # the gradient by particles beyond the first is zero
+            scale = nn.functional.pad(scale, (0, 0, 0, z.shape[1] - scale.shape[1]))
+        return None, None, _over(scale, z) * by_z, *others
+
+
+def _leaves_beside(log_px: Tensor, z: Tensor) -> list[Tensor] | None:
+    """Return what log_px depends on beside z; None where it does not depend on z, or z on one of these as well."""
+    end = get_gradient_edge(z).node
+    nodes = _nodes(log_px.grad_fn, {end})
+    leaves = {node for node in nodes - {end} if not node.next_functions}
+    return [leaf.variable for leaf in leaves] if end in nodes and leaves.isdisjoint(_nodes(end)) else None
 
 
 def _with_constants(part: Any) -> Any:
@@ -207,17 +244,22 @@ def _with_constants(part: Any) -> Any:
 
 def _depends_on_more(value: Tensor, known: Sequence[Tensor]) -> bool:
     """Return whether `value` has a gradient that comes through none of the known tensors."""
-    seen = {tensor.grad_fn for tensor in known}
-    nodes = [value.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
+    ends = {tensor.grad_fn for tensor in known}
+    return any(not node.next_functions for node in _nodes(value.grad_fn, ends) - ends)
+
+
+def _nodes(start: Any, ends: Set[Any] = frozenset()) -> set[Any]:
+    """Return the nodes of a graph from `start` on; what lies behind the `ends` is left out."""
+    found: set[Any] = set()
+    remaining = [start]
+    while remaining:
+        node = remaining.pop()
+        if node is None or node in found:
             continue
-        if not node.next_functions:
-            return True
-        seen.add(node)
-        nodes += [following for following, _ in node.next_functions]
-    return False
+        found.add(node)
+        if node not in ends:
+            remaining += [following for following, _ in node.next_functions]
+    return found
 
 
 @lru_cache

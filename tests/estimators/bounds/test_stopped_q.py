@@ -1,6 +1,7 @@
 """stl and dreg need log q with q's own parameters stopped: in a hierarchy, and in models that have a forward alone."""
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -361,6 +362,90 @@ def test_what_others_make_of_the_same_particles_stays_as_it_is():
     before = by_phi()
     dreg.loss(particles, 0.0, 1.0)
     assert torch.equal(by_phi(), before)
+
+
+def test_estimates_of_the_same_particles_add_up():
+    model, x = foreign("Normal")
+    losses = [get_estimator(id, iw=3) for id in ("dreg", "pathwise-iwae", "dreg")]
+    particles = losses[0].draw(model, x, 0)
+    values = [each.loss(particles, alpha, 1.0) for each, alpha in zip(losses, (0.0, 0.0, 0.5), strict=True)]
+    parameters = list(model.parameters())
+
+    def gradients(loss: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(loss, parameters, retain_graph=True))
+
+    alone = [gradients(value) for value in values]
+    for together, *each in zip(gradients(torch.stack(values).sum()), *alone, strict=True):
+        torch.testing.assert_close(together, torch.stack(each).sum(0), rtol=0.0, atol=1e-12)
+
+
+class Passing(torch.autograd.Function):
+    """Counts the passes back through it, and has a token that lives as long as its node."""
+
+    passes = 0
+    last: Callable[[], Any]
+
+    class Token:
+        pass
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> Tensor:
+        ctx.token = Passing.Token()
+        Passing.last = weakref.ref(ctx.token)
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        Passing.passes += 1
+        return gradients[0]
+
+
+class Counted(Foreign):
+    def px(self, z: Tensor) -> D.Distribution:
+        return D.Normal(Passing.apply(self.generative_model(z)), 1.0)
+
+
+def test_dreg_goes_back_through_the_decoder_once_and_leaves_no_graph_behind():
+    model, x = foreign("Normal", Counted)
+    before = Passing.passes
+    loss, diagnostics, output = get_estimator("dreg", iw=3)(model, x)
+    del diagnostics, output
+    assert Passing.last() is not None
+    loss.backward()
+    assert Passing.passes == before + 1
+    assert loss.grad_fn is not None
+    assert Passing.last() is None
+
+
+class Beside(Foreign):
+    """p(x|z) sees the parameters of q beside z."""
+
+    values: Tensor
+
+    def forward(self, x: Tensor, reparam: bool = False, **kwargs) -> dict[str, Any]:
+        self.values = x
+        return super().forward(x, reparam)
+
+    def px(self, z: Tensor) -> D.Distribution:
+        return D.Normal(self.generative_model(z) + self.inference_network(self.values)[:, 1:], 1.0)
+
+
+@pytest.mark.parametrize("is_functional", [False, True])
+@pytest.mark.parametrize("kind", [Foreign, Beside])
+def test_z_is_scaled_whatever_else_the_decoder_sees_and_under_torch_func(kind: type[Foreign], is_functional: bool):
+    model, x = foreign("Normal", kind)
+    if kind is Beside:
+        model.values = x.expand(3, *x.shape).reshape(-1, 3)
+    expected = foreign_gradients("dreg", model, x, 3, 0.0, 1.0)
+    whole = Loss(model, get_estimator("dreg", iw=3))
+    torch.manual_seed(7)
+    if is_functional:
+        parameters = {name: parameter.detach() for name, parameter in whole.named_parameters()}
+        found = list(grad(lambda parameters: functional_call(whole, parameters, (x,)))(parameters).values())
+    else:
+        found = list(torch.autograd.grad(whole(x), list(model.parameters())))
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
 
 
 # --- Errors of published code ----------------------------------------------------------------------------------------
