@@ -29,6 +29,9 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
 
     The value may be any number, as in the cross-entropy of grey pixels, and may carry a gradient.
     """
+    if logits.numel() < value.numel() and _common_shape(logits.shape, value.shape) == value.shape:
+        # Several values to each of the logits, whose sigmoid and logarithm are taken once.
+        return (value * logits).sum(-1) + F.logsigmoid(-logits).sum(-1)
     return _LogProb.apply(logits, value)[0]
 
 
@@ -57,9 +60,8 @@ def linear_bernoulli_draw(h: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tens
 
 def bernoulli_draw(logits: Tensor, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
     """Draw z [*sample_shape, ..., D] with logits [..., D], without a gradient; return it and its log-probability."""
-    uniform = torch.rand(*sample_shape, *logits.shape, dtype=logits.dtype, device=logits.device)
-    z, log_prob, _ = _Draw.apply(logits, uniform)
-    return z, log_prob
+    z = draw_bernoulli(logits.sigmoid(), sample_shape)
+    return z, bernoulli_log_prob(logits, z)
 
 
 def draw_bernoulli(probs: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
@@ -93,7 +95,7 @@ class _LogProb(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         residual, logits = ctx.saved_tensors
-        by_logits = _gradient_of_logits(gradient, residual, ctx.shapes[0]) if ctx.needs_input_grad[0] else None
+        by_logits = _sum_to(gradient.unsqueeze(-1) * residual, ctx.shapes[0]) if ctx.needs_input_grad[0] else None
         by_value = _sum_to(gradient.unsqueeze(-1) * logits, ctx.shapes[1]) if ctx.needs_input_grad[1] else None
         return by_logits, by_value
 
@@ -122,7 +124,7 @@ class _Draw(Function):
     @staticmethod
     def backward(ctx: Any, _: None, gradient: Tensor, __: None) -> tuple[Tensor | None, ...]:
         (residual,) = ctx.saved_tensors
-        return _gradient_of_logits(gradient, residual, ctx.shape), None
+        return _sum_to(gradient.unsqueeze(-1) * residual, ctx.shape), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -286,16 +288,6 @@ def _pieces(
 def _num_products(size: int) -> int:
     """Return the fewest products of equally many factors that `size` factors can be shared out to."""
     return next(num for num in range(1, size + 1) if size % num == 0 and size // num <= _MOST_FACTORS)
-
-
-def _gradient_of_logits(gradient: Tensor, residual: Tensor, shape: torch.Size) -> Tensor:
-    """Return the gradient [...] times the residual [..., D], summed over what logits of a shape were broadcast to."""
-    extra = residual.dim() - len(shape)
-    if not extra or residual.shape[extra:] != shape:
-        return _sum_to(gradient.unsqueeze(-1) * residual, shape)
-    rows = shape[:-1].numel()  # each with a product of its own, over all that it was broadcast to
-    values = residual.reshape(-1, rows, shape[-1]).permute(1, 2, 0)
-    return torch.matmul(values, gradient.reshape(-1, rows).t().unsqueeze(-1)).reshape(shape)
 
 
 def _linear_gradients(
