@@ -5,7 +5,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from itertools import compress
 from typing import Any
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 from torch.nn.parameter import is_lazy
 
+from analysis.slopes import Losses, Slopes
 from analysis.vectorise import LargestTensor, distributions_under_vmap
 from errors import UserError
 from estimators.bounds.base import BoundEstimator
-from estimators.bounds.weights import computed_once
-from models.particles import Particles
+from models.particles import Particles, densities_of, with_densities
 
 # A block holds as many replicates as give its largest tensor this many bytes, and never more than the second number:
 # smaller blocks pay for dispatch, larger ones leave the caches.
@@ -158,28 +158,10 @@ class _Drawing(nn.Module):
         return self._draw(self.model, x)
 
 
-class _Losses(nn.Module):
-    """The losses of given particles, as a function of the parameters and buffers of the estimators."""
-
-    def __init__(self, estimators: Sequence[BoundEstimator]):
-        super().__init__()
-        self.modules_of_estimators = nn.ModuleList(estimators)
-        self._estimators = tuple(estimators)
-
-    def forward(self, particles: Particles) -> list[Tensor]:
-        sizes = [estimator.num_particles + estimator.num_extra for estimator in self._estimators]
-        firsts = {size: particles.first(size) for size in set(sizes)}
-        with computed_once():
-            return [
-                estimator.loss(firsts[size], estimator.alpha, estimator.beta)
-                for estimator, size in zip(self._estimators, sizes, strict=True)
-            ]
-
-
 class _JointLosses(nn.Module):
     """Both: the losses on common particles."""
 
-    def __init__(self, drawing: _Drawing, losses: _Losses):
+    def __init__(self, drawing: _Drawing, losses: Losses):
         super().__init__()
         self.model, self.losses = drawing.model, losses
         # In a tuple, where it is no submodule: functional_call does not give a model back that it meets twice.
@@ -189,26 +171,18 @@ class _JointLosses(nn.Module):
         return self.losses(self._drawing[0](x))
 
 
-def _vjp(
-    function: Callable[[Mapping[str, Tensor]], list[Tensor]], variables: Mapping[str, Tensor]
-) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Mapping[str, Tensor]]]:
-    """Return the value of a function and its pull-back, which maps cotangents to gradients by the variables."""
-    values, pull_back = vjp(function, variables)[:2]
-    return values, lambda cotangents: pull_back(list(cotangents))[0]
-
-
 class CommonReplicates(Replicates):
     """The same for the losses of several estimators on common particles.
 
-    Where all of them are functions of the particles' log-densities alone, those are computed once, each loss is
-    differentiated by them, and the model's own backward pass takes each derivative on. A loss that also depends on the
-    model's parameters in another way (through z, say) is differentiated whole.
+    Where all of them are functions of the particles' log-densities alone, those are computed once, each estimator says
+    how its loss depends on them, and the model's own backward pass takes each derivative on. A loss that also depends
+    on the model's parameters in another way (through z, say) is differentiated whole.
     """
 
     def __init__(self, estimators: Sequence[BoundEstimator], model: nn.Module, x: Tensor, names: Sequence[str]):
         super().__init__(estimators, model, x, names)
         self._drawing = _Drawing(estimators, model)
-        self._losses = _Losses(estimators)
+        self._losses, self._slopes = Losses(estimators), Slopes(estimators)
         self._joint = _JointLosses(self._drawing, self._losses)
         self._by_densities = False
         self._connected: list[bool] = []
@@ -230,19 +204,17 @@ class CommonReplicates(Replicates):
         if not self._by_densities:
             return torch.stack([self._backward([loss], leaves) for loss in _call(self._joint, leaves, self._x)])
         particles = _call(self._drawing, leaves, self._x)
-        outputs = list(compress(_densities(particles), self._connected))
-        constants = [density.detach().requires_grad_() for density in _densities(particles)]
-        losses = _call(self._losses, {}, _particles(particles, constants))
-        rows = [_gradients_of(loss, list(compress(constants, self._connected))) for loss in losses]
-        return torch.stack([self._backward(outputs, leaves, row) for row in rows])
+        outputs = list(compress(densities_of(particles), self._connected))
+        rows = _call(self._slopes, {}, _densities_alone(particles), self._connected)
+        return torch.stack([self._backward(outputs, leaves, row) for row in rows]) / -_num_rows(particles)
 
     def _gradients(self) -> Tensor:
         if not self._by_densities:
-            losses, pull_back = _vjp(lambda variables: _call(self._joint, variables, self._x), self._variables)
+            losses, pull_back = vjp(lambda variables: _call(self._joint, variables, self._x), self._variables)[:2]
             zeros = [torch.zeros_like(loss) for loss in losses]
             return torch.stack(
                 [
-                    self._flat(pull_back([*zeros[:i], torch.ones_like(loss), *zeros[i + 1 :]]))
+                    self._flat(pull_back([*zeros[:i], torch.ones_like(loss), *zeros[i + 1 :]])[0])
                     for i, loss in enumerate(losses)
                 ]
             )
@@ -250,34 +222,22 @@ class CommonReplicates(Replicates):
             return torch.stack([self._flat({}) for _ in self._estimators])
         drawn: list[Particles] = []
 
-        def draw(variables: Mapping[str, Tensor]) -> list[Tensor]:
+        def draw(variables: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             drawn.append(_call(self._drawing, variables, self._x))
-            return _densities(drawn[0])
+            densities = densities_of(drawn[0])
+            return list(compress(densities, self._connected)), densities
 
-        densities, pull_back = _vjp(draw, self._variables)
-
-        def cotangents(densities: list[Tensor]) -> list[list[Tensor]]:
-            losses = _call(self._losses, {}, _particles(drawn[0], densities))
-            return [_gradients_of(loss, list(compress(densities, self._connected))) for loss in losses]
-
-        # For its level alone, on which the losses are differentiated one by one.
-        rows = map(iter, vjp(cotangents, densities)[0])
-        unconnected = [torch.zeros_like(density) for density in densities]
-        pairs = list(zip(self._connected, unconnected, strict=True))
-        return torch.stack(
-            [
-                self._flat(pull_back([next(row) if is_connected else zero for is_connected, zero in pairs]))
-                for row in rows
-            ]
-        )
+        _, pull_back, densities = vjp(draw, self._variables, has_aux=True)  # type: ignore[misc]
+        alone = _densities_alone(with_densities(drawn[0], densities))
+        rows = _call(self._slopes, {}, alone, self._connected)
+        return torch.stack([self._flat(pull_back(list(row))[0]) for row in rows]) / -_num_rows(alone)
 
     def _depend_on_densities_alone(self, leaves: Mapping[str, Tensor]) -> bool:
         """Return whether the losses reach the variables through the log-densities alone, and need nothing else."""
         particles = _call(self._drawing, leaves, self._x)
-        self._connected = [density.requires_grad for density in _densities(particles)]
-        constants = [density.detach().requires_grad_() for density in _densities(particles)]
+        self._connected = [density.requires_grad for density in densities_of(particles)]
         try:
-            losses = _call(self._losses, {}, _particles(particles, constants))
+            losses = _call(self._losses, {}, _densities_alone(particles))
         except Exception:  # an estimator that reads what the model returned
             return False
         direct = [
@@ -288,21 +248,16 @@ class CommonReplicates(Replicates):
         return all(gradient is None for gradients in direct for gradient in gradients)
 
 
-def _gradients_of(loss: Tensor, densities: Sequence[Tensor]) -> list[Tensor]:
-    if not densities:
-        return []
-    return list(torch.autograd.grad(loss, densities, retain_graph=True, allow_unused=True, materialize_grads=True))
+def _num_rows(particles: Particles) -> int:
+    """Return mc x batch."""
+    num_mc, _, batch = particles.log_px.shape
+    return num_mc * batch
 
 
-def _densities(particles: Particles) -> list[Tensor]:
-    return [particles.log_px, *particles.log_pz, *particles.log_qz]
-
-
-def _particles(like: Particles, densities: Sequence[Tensor]) -> Particles:
-    """Return particles that are nothing but log-densities: the inverse of `_densities`.
+def _densities_alone(particles: Particles) -> Particles:
+    """Return particles that are nothing but log-densities, as numbers without gradient.
 
     Their model is an empty one, and their output has nothing: an estimator that reads them fails.
     """
-    num_layers = len(like.log_pz)
-    log_px, log_pz, log_qz = densities[0], densities[1 : 1 + num_layers], densities[1 + num_layers :]
-    return Particles(log_px, tuple(log_pz), tuple(log_qz), {}, nn.Module(), like.x)
+    constants = [density.detach() for density in densities_of(particles)]
+    return with_densities(particles, constants)._replace(output={}, model=nn.Module())

@@ -96,6 +96,17 @@ def draw_particles(model: nn.Module, x: Tensor, mc: int, iw: int, reparam: bool 
     return Particles(log_px, by_layer("pz"), by_layer("qz"), output, model, x)
 
 
+def densities_of(particles: Particles) -> list[Tensor]:
+    """Return log p(x|z), log p(z) layer by layer, and log q layer by layer."""
+    return [particles.log_px, *particles.log_pz, *particles.log_qz]
+
+
+def with_densities(particles: Particles, densities: Sequence[Tensor]) -> Particles:
+    """Return the particles with other log-densities, as `densities_of` lists them."""
+    log_px, layers, num_layers = densities[0], densities[1:], len(particles.log_pz)
+    return particles._replace(log_px=log_px, log_pz=tuple(layers[:num_layers]), log_qz=tuple(layers[num_layers:]))
+
+
 def densities_with_stopped_q(particles: Particles, scale: Tensor | None = None) -> Particles:
     """Return the particles with log-densities in which q's own parameters are constants; z keeps its gradient.
 

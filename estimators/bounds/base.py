@@ -7,10 +7,23 @@ from math import inf, isfinite
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
+from torch.func import vjp
 
 from estimators.bounds.diagnostics import Diagnostics
-from estimators.bounds.weights import Weights, learning_signal, log_terms, phi_surrogate, theta_surrogate, weigh
-from models.particles import Particles, draw_particles
+from estimators.bounds.weights import (
+    Terms,
+    Weights,
+    extended,
+    first,
+    learning_signal,
+    log_terms,
+    phi_surrogate,
+    theta_slope,
+    theta_slopes,
+    theta_surrogate,
+    weigh,
+)
+from models.particles import Particles, densities_of, draw_particles, with_densities
 
 
 class Objective(NamedTuple):
@@ -132,6 +145,16 @@ class BoundEstimator(nn.Module, ABC):
         bound, surrogate = self.estimate(particles, alpha, beta)
         return (surrogate.detach() - surrogate - bound).mean()
 
+    def slopes(self, particles: Particles, alpha: float, beta: float) -> list[Tensor]:
+        """Return the derivatives of -(mc x batch) loss by the log-densities, as `densities_of` lists them."""
+
+        def loss(densities: list[Tensor]) -> Tensor:
+            return self.loss(with_densities(particles, densities), alpha, beta)
+
+        num_mc, _, batch = particles.log_px.shape
+        value, pull_back = vjp(loss, densities_of(particles))[:2]
+        return list(pull_back(value.new_tensor(-num_mc * batch))[0])
+
     @abstractmethod
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
         """Return the bound and the surrogate of particles [num_mc, num_particles + num_extra, batch]."""
@@ -156,20 +179,66 @@ class BoundEstimator(nn.Module, ABC):
         return float(beta)
 
 
-class ScoreFunction(BoundEstimator):
+class Coefficients(NamedTuple):
+    """An estimate that is linear in the gradients of log-densities, the particles being held fixed.
+
+    bound: [mc, batch].
+    to_log_w: what the gradients of log w_k are multiplied with for theta, [mc, iw, batch].
+    to_log_q: what those of log q_{k,l} are for phi, [mc, iw, batch], with layers in front under freebits.
+
+    Both may be of the first particles alone, each of its own number: the others have no part in it.
+    """
+
+    bound: Tensor
+    to_log_w: Tensor
+    to_log_q: Tensor
+
+
+class LinearEstimator(BoundEstimator):
+    """sum_k a_k grad_theta log w_k + sum_{k,l} b_{k,l} grad_phi log q_{k,l}, with coefficients without gradient.
+
+    copies_are_independent: whether a and b of each of the mc copies follow from its own log-densities alone. Each class
+    says so for itself; where all do, estimators on common particles are measured faster.
+    """
+
+    copies_are_independent: ClassVar[bool] = False
+
+    @abstractmethod
+    def coefficients(self, terms: Terms, alpha: float, beta: float) -> Coefficients:
+        """Return the bound, a and b."""
+
+    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
+        """Return the bound and its surrogate, linear in log w_k (for theta) and log q_{k,l} (for phi)."""
+        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+        bound, to_log_w, to_log_q = self.coefficients(terms, alpha, beta)
+        theta = theta_surrogate(to_log_w, first(terms.log_w, to_log_w.shape[-2]))
+        return Estimate(bound, theta + phi_surrogate(to_log_q, first(terms.log_q, to_log_q.shape[-2])))
+
+    def slopes(self, particles: Particles, alpha: float, beta: float) -> list[Tensor]:
+        """Return the derivatives of -(mc x batch) loss, which are the coefficients."""
+        if type(self).estimate is not LinearEstimator.estimate or type(self).loss is not BoundEstimator.loss:
+            return super().slopes(particles, alpha, beta)
+        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+        _, to_log_w, to_log_q = self.coefficients(terms, alpha, beta)
+        by_log_w = theta_slope(to_log_w, terms.log_w)
+        by_log_pz = theta_slopes(by_log_w, terms, len(particles.log_pz))
+        by_log_q = extended(to_log_q, terms.log_w.shape[-2])
+        by_layer = by_log_q.unbind() if by_log_q.dim() > terms.log_w.dim() else [by_log_q] * len(particles.log_qz)
+        return [by_log_w, *by_log_pz, *by_layer]
+
+
+class ScoreFunction(LinearEstimator):
     """grad_theta L^a + sum_{k,l} (d_{k,l} - c_k) h_{k,l}: the score function estimator with a control variate c_k.
 
     d_{k,l} = L^a - beta m_{k,l} v_k is the learning signal of particle k and layer l, h_{k,l} its score. With c_k
     independent of z_k given the other particles, E[c_k h_k] = 0: unbiased.
     """
 
-    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
-        """Return the bound L^a and its surrogate, linear in log w_k (for theta) and log q_{k,l} (for phi)."""
-        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+    def coefficients(self, terms: Terms, alpha: float, beta: float) -> Coefficients:
+        """Return the bound L^a, v_k and d_{k,l} - c_k."""
         weights = weigh(terms.log_w, alpha)
         signal = learning_signal(weights, terms.slope, self.control_variate(weights, beta))
-        surrogate = theta_surrogate(weights.w_norm, terms.log_w) + phi_surrogate(signal, terms.log_q)
-        return Estimate(weights.bound, surrogate)
+        return Coefficients(weights.bound, weights.w_norm, signal)
 
     @abstractmethod
     def control_variate(self, weights: Weights, beta: float) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import inf, log, log1p
 
+import torch
 from torch import Tensor
 
 from estimators.bounds.base import ScoreFunction
@@ -22,6 +23,7 @@ class OvisGamma(ScoreFunction):
     `ovis-gamma` in tests/estimators/test_bounds_enumeration.py.
     """
 
+    copies_are_independent = True
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
@@ -37,5 +39,5 @@ class OvisGamma(ScoreFunction):
     def control_variate(self, weights: Weights, beta: float) -> Tensor:
         """Return c_k - shift, [mc, iw, batch]."""
         constant = log(weights.num_particles) + self.gamma * log1p(-1 / weights.num_particles)
-        others = (leave_one_out(weights) - constant) / (1 - weights.alpha)
-        return others - self.gamma * beta * weights.w_norm
+        others = weights.unheated(leave_one_out(weights) - constant)
+        return torch.sub(others, weights.w_norm, alpha=self.gamma * beta)

@@ -7,24 +7,13 @@ from math import floor, log
 import torch
 from torch import Tensor
 
-from estimators.bounds.base import BoundEstimator, Estimate, Objective
-from estimators.bounds.weights import (
-    FLOOR,
-    Terms,
-    Weights,
-    learning_signal,
-    leave_one_out,
-    log_terms,
-    phi_surrogate,
-    theta_surrogate,
-    weigh,
-)
+from estimators.bounds.base import Coefficients, LinearEstimator, Objective
+from estimators.bounds.weights import FLOOR, Terms, Weights, learning_signal, leave_one_out, weigh
 from estimators.registry import spell
-from models.particles import Particles
 
 
 @dataclass(eq=False, repr=False)
-class _AuxiliaryParticles(BoundEstimator):
+class _AuxiliaryParticles(LinearEstimator):
     """What both forms share: S, the particles that the control variate is made of, a number or a share of K."""
 
     auxiliary: int | float = 1
@@ -45,6 +34,8 @@ class OvisMonteCarlo(_AuxiliaryParticles):
     Proof: the rows of `ovis-S` in tests/estimators/test_bounds_enumeration.py.
     """
 
+    copies_are_independent = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_auxiliary >= self.iw:
@@ -64,14 +55,12 @@ class OvisMonteCarlo(_AuxiliaryParticles):
         num_main = self.num_particles - self.num_auxiliary
         return Objective("bound", self.num_particles), Objective("bound", num_main)
 
-    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
-        """Return L^a of all particles and the surrogate."""
-        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+    def coefficients(self, terms: Terms, alpha: float, beta: float) -> Coefficients:  # noqa: ARG002
+        """Return L^a and v_k of all particles, and the centred signal of the first K - S."""
         main, auxiliary = terms.split(self.num_particles - self.num_auxiliary)
         weights, main_weights = weigh(terms.log_w, alpha), weigh(main.log_w, alpha)
         signal = learning_signal(main_weights, main.slope, mean_learning_signal(main_weights, auxiliary))
-        surrogate = theta_surrogate(weights.w_norm, terms.log_w) + phi_surrogate(signal, main.log_q)
-        return Estimate(weights.bound, surrogate)
+        return Coefficients(weights.bound, weights.w_norm, signal)
 
 
 class OvisMonteCarloExclusive(_AuxiliaryParticles):
@@ -81,6 +70,7 @@ class OvisMonteCarloExclusive(_AuxiliaryParticles):
     `ovis-S-exclusive` in tests/estimators/test_bounds_enumeration.py.
     """
 
+    copies_are_independent = True
     min_particles = 1
 
     def __post_init__(self) -> None:
@@ -92,13 +82,12 @@ class OvisMonteCarloExclusive(_AuxiliaryParticles):
         """`ovis-S<auxiliary>-exclusive`."""
         return f"ovis-S{spell(self.auxiliary)}-exclusive"
 
-    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
-        """Return L^a of the first K particles and the surrogate."""
-        main, auxiliary = log_terms(particles, beta, self.freebits, stop_q=True).split(self.num_particles)
+    def coefficients(self, terms: Terms, alpha: float, beta: float) -> Coefficients:  # noqa: ARG002
+        """Return L^a, v_k and the centred signal of the first K particles."""
+        main, auxiliary = terms.split(self.num_particles)
         weights = weigh(main.log_w, alpha)
         signal = learning_signal(weights, main.slope, mean_learning_signal(weights, auxiliary))
-        surrogate = theta_surrogate(weights.w_norm, main.log_w) + phi_surrogate(signal, main.log_q)
-        return Estimate(weights.bound, surrogate)
+        return Coefficients(weights.bound, weights.w_norm, signal)
 
 
 def mean_learning_signal(weights: Weights, auxiliary: Terms) -> Tensor:

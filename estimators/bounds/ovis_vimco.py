@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import inf, log1p
 
+import torch
 from torch import Tensor
 
 from estimators.bounds.base import ScoreFunction
@@ -22,6 +23,7 @@ class OvisVimco(ScoreFunction):
     `ovis-geometric-gamma` in tests/estimators/test_bounds_enumeration.py.
     """
 
+    copies_are_independent = True
     mean: str = "arithmetic"
     gamma: float = 1.0
 
@@ -40,4 +42,5 @@ class OvisVimco(ScoreFunction):
     def control_variate(self, weights: Weights, beta: float) -> Tensor:
         """Return c_k - shift, [mc, iw, batch]."""
         constant = (1 - self.gamma) * log1p(-1 / weights.num_particles) / (1 - weights.alpha)
-        return bound_with_mean_of_others(weights, self.mean) + constant - self.gamma * beta * weights.w_norm
+        others = bound_with_mean_of_others(weights, self.mean) + constant
+        return torch.sub(others, weights.w_norm, alpha=self.gamma * beta)

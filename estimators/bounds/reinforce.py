@@ -13,6 +13,7 @@ class Reinforce(ScoreFunction):
     tests/estimators/test_bounds_enumeration.py.
     """
 
+    copies_are_independent = True
     id = "reinforce"
     min_particles = 1
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from estimators.bounds.base import BoundEstimator, Estimate, Objective
-from estimators.bounds.weights import FLOOR, log_terms, phi_surrogate, relative, theta_surrogate
+from estimators.bounds.base import Coefficients, LinearEstimator, Objective
+from estimators.bounds.weights import FLOOR, Terms, relative
 from estimators.registry import spell
-from models.particles import Particles
 
 Partition = Literal["log", "config1", "config2", "linear"]
 Rule = Literal["left", "right", "trapz"]
@@ -20,7 +19,7 @@ _FIRST_POINTS = {"config1": (0.05, 0.2, 0.3), "config2": (0.01, 0.02, 0.03)}  # 
 
 
 @dataclass(eq=False, repr=False)
-class Tvo(BoundEstimator):
+class Tvo(LinearEstimator):
     """TVO (Masrani et al. 2019, eq. 8 and 11): a Riemann sum of int_0^1 E_{pi_t}[log w] dt = log p(x).
 
     pi_t is proportional to q w^t: log pi_t = log q + t log w + const. The N intervals lie between 0 and N log-spaced
@@ -39,6 +38,7 @@ class Tvo(BoundEstimator):
     Its buffers `points` and `widths`, float64 [terms], are the t of each term and the width that it stands for.
     """
 
+    copies_are_independent = True
     takes_alpha = False
     num_intervals: int = 5
     partition: Partition = "log"
@@ -72,9 +72,8 @@ class Tvo(BoundEstimator):
         """The Riemann sum for both."""
         return Objective("thermodynamic"), Objective("thermodynamic")
 
-    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:  # noqa: ARG002
-        """Return the Riemann sum and its surrogate; N K numbers are held at once, [terms, mc, iw, batch]."""
-        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+    def coefficients(self, terms: Terms, alpha: float, beta: float) -> Coefficients:  # noqa: ARG002
+        """Return the Riemann sum and the coefficients; N K numbers are held at once, [terms, mc, iw, batch]."""
         shift, log_w = relative(terms.log_w.detach(), alpha=0.0)
         is_alive = log_w > -torch.inf
         log_w = log_w.masked_fill(~is_alive, 0.0)
@@ -86,11 +85,10 @@ class Tvo(BoundEstimator):
         num_particles = self.num_particles
         covariance = num_particles / (num_particles - 1) * v * (log_w - mean)
 
-        # The surrogate is linear in log w_k and, of log pi_t and of log w, in log q_{k,l}.
+        # log q_{k,l} is a part of log pi_t, and of log w.
         to_log_w = (width * (v + t * covariance)).sum(0)
         to_log_q = (width * covariance).sum(0) - terms.slope * to_log_w
-        surrogate = theta_surrogate(to_log_w, terms.log_w) + phi_surrogate(to_log_q, terms.log_q)
-        return Estimate((shift + (width * mean).sum(0)).squeeze(-2), surrogate)
+        return Coefficients((shift + (width * mean).sum(0)).squeeze(-2), to_log_w, to_log_q)
 
     def _ends(self) -> Tensor:
         """Return the ends of the intervals, from 0 to 1."""

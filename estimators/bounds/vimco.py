@@ -21,6 +21,7 @@ class Vimco(ScoreFunction):
     tests/estimators/test_bounds_enumeration.py.
     """
 
+    copies_are_independent = True
     mean: str = "arithmetic"
 
     def __post_init__(self) -> None:
@@ -46,15 +47,18 @@ def bound_with_mean_of_others(weights: Weights, mean: str) -> Tensor:
     """
     others, num_others = leave_one_out(weights), weights.num_particles - 1
     if mean == "arithmetic":
-        return (others - log(num_others)) / (1 - weights.alpha)
-    replaced = torch.logaddexp(others, _mean_of_others(weights.log_w))
-    return (replaced - log(weights.num_particles)) / (1 - weights.alpha)
+        return weights.unheated(others - log(num_others))
+    replaced = torch.logaddexp(others, _mean_of_others(weights))
+    return weights.unheated(replaced - log(weights.num_particles))
 
 
-def _mean_of_others(log_w: Tensor) -> Tensor:
+def _mean_of_others(weights: Weights) -> Tensor:
     """Return mean_{j != k} log w_j for every k, -inf where one of the others is."""
+    log_w, num_others = weights.log_w, weights.num_particles - 1
+    if weights.have_others:
+        return (log_w.sum(-2, keepdim=True) - log_w) / num_others
     is_zero = log_w == -torch.inf
     finite = torch.where(is_zero, 0.0, log_w)
-    mean = (finite.sum(-2, keepdim=True) - finite) / (log_w.shape[-2] - 1)
+    mean = (finite.sum(-2, keepdim=True) - finite) / num_others
     num_zero = is_zero.sum(-2, keepdim=True)
     return torch.where(num_zero > is_zero, -torch.inf, mean)

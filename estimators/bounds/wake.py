@@ -1,11 +1,10 @@
 """Reweighted wake-sleep."""
 
-from estimators.bounds.base import BoundEstimator, Estimate, Objective
-from estimators.bounds.weights import log_terms, phi_surrogate, theta_surrogate, weigh
-from models.particles import Particles
+from estimators.bounds.base import Coefficients, LinearEstimator, Objective
+from estimators.bounds.weights import Terms, weigh
 
 
-class WakeWake(BoundEstimator):
+class WakeWake(LinearEstimator):
     """Reweighted wake-sleep with the wake-phase update of q (Bornschein & Bengio 2015; Le et al. 2019).
 
     theta: grad_theta L^a, unbiased. phi: sum_k v_k h_k, descent on the inclusive divergence KL(p | q): at alpha = 0,
@@ -14,6 +13,7 @@ class WakeWake(BoundEstimator):
     of `wake-wake` in tests/estimators/test_bounds_enumeration.py.
     """
 
+    copies_are_independent = True
     id = "wake-wake"
     min_particles = 1
 
@@ -22,9 +22,7 @@ class WakeWake(BoundEstimator):
         """The bound for theta, the wake phase for phi."""
         return Objective("bound", self.num_particles), Objective("wake")
 
-    def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
-        """Return the bound L^a and the surrogates of both updates."""
-        terms = log_terms(particles, beta, self.freebits, stop_q=True)
+    def coefficients(self, terms: Terms, alpha: float, beta: float) -> Coefficients:  # noqa: ARG002
+        """Return the bound L^a and v_k, for both updates."""
         weights = weigh(terms.log_w, alpha)
-        surrogate = theta_surrogate(weights.w_norm, terms.log_w) + phi_surrogate(weights.w_norm, terms.log_q)
-        return Estimate(weights.bound, surrogate)
+        return Coefficients(weights.bound, weights.w_norm, weights.w_norm)

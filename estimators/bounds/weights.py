@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.particles import Particles
 
@@ -23,22 +24,27 @@ FLOOR = -70.0
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 _computed: ContextVar[dict[tuple, tuple[Any, Any]] | None] = ContextVar("computed", default=None)
+_sees_values: ContextVar[bool] = ContextVar("sees_values", default=False)
 
 
 @contextmanager
-def computed_once() -> Iterator[None]:
+def computed_once(sees_values: bool = False) -> Iterator[None]:
     """Let estimators of the same particles share what they compute alike: each call of a `shared` function
     returns inside what it has returned for the very same arguments.
+
+    sees_values: whether values may be looked at to leave out what they do not need, which neither torch.func.vmap nor a
+    GPU's queue takes well.
     """
-    token = _computed.set({})
+    tokens = _computed.set({}), _sees_values.set(sees_values)
     try:
         yield
     finally:
-        _computed.reset(token)
+        _computed.reset(tokens[0])
+        _sees_values.reset(tokens[1])
 
 
 def _identity(argument: Any) -> Any:
-    return argument if isinstance(argument, float | bool | str | None) else id(argument)
+    return argument if isinstance(argument, int | float | str | None) else id(argument)
 
 
 def shared(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -49,7 +55,7 @@ def shared(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _R
         computed = _computed.get()
         if computed is None:
             return function(*args, **kwargs)
-        key = (function, *map(_identity, args), *((name, _identity(value)) for name, value in kwargs.items()))
+        key = (function, *map(_identity, args), *kwargs, *map(_identity, kwargs.values()))
         if key not in computed:
             # The arguments are kept with the result: the id of one that is gone could come back as another's.
             computed[key] = function(*args, **kwargs), (args, kwargs)
@@ -90,6 +96,8 @@ class Weights(NamedTuple):
     total: sum_k w_k, [mc, 1, batch].
     w_norm: v_k = w_k / total, [mc, iw, batch].
     relative_bound: L^a - shift, [mc, 1, batch].
+    bound: L^a = (logsumexp_k (1 - a) log w_k - log K) / (1 - a), [mc, batch].
+    have_others: whether each particle is known to have others, and all weights to be above zero.
     """
 
     alpha: float
@@ -99,16 +107,17 @@ class Weights(NamedTuple):
     total: Tensor
     w_norm: Tensor
     relative_bound: Tensor
+    bound: Tensor
+    have_others: bool
 
     @property
     def num_particles(self) -> int:
         """K."""
         return self.log_w.shape[-2]
 
-    @property
-    def bound(self) -> Tensor:
-        """L^a = (logsumexp_k (1 - a) log w_k - log K) / (1 - a), [mc, batch]."""
-        return (self.shift + self.relative_bound).squeeze(-2)
+    def unheated(self, values: Tensor) -> Tensor:
+        """Return values / (1 - alpha)."""
+        return values / (1 - self.alpha) if self.alpha else values
 
 
 @shared
@@ -147,7 +156,9 @@ def weigh(log_w: Tensor, alpha: float) -> Weights:
     w = log_w.clamp(min=FLOOR).exp()
     total = w.sum(-2, keepdim=True)
     relative_bound = (total.log() - log(w.shape[-2])) / (1 - alpha)
-    return Weights(alpha, shift, log_w, w, total, w / total, relative_bound)
+    bound = (shift + relative_bound).squeeze(-2)
+    have_others = _sees_values.get() and w.shape[-2] > 1 and bool(log_w.amin() > -torch.inf)
+    return Weights(alpha, shift, log_w, w, total, w / total, relative_bound, bound, have_others)
 
 
 @shared
@@ -171,22 +182,55 @@ def learning_signal(weights: Weights, slope: Tensor | float, control_variate: Te
     particles alone, the mean of the estimate stays the same. Where all weights are zero, there is no bound to raise and
     the signal is 0.
     """
-    uncentred, least, share = _uncentred(weights, slope)
-    return torch.where(control_variate > least, weights.relative_bound - control_variate - share, uncentred)
+    signal = _relative_signal(weights, slope)
+    if weights.have_others:
+        return signal - control_variate
+    uncentred, least = _uncentred(weights, signal)
+    return torch.where(control_variate > least, signal - control_variate, uncentred)
 
 
 @shared
-def _uncentred(weights: Weights, slope: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the learning signal for c_k = 0, what every c_k - shift that counts is above, and beta m_{k,l} v_k."""
-    share, is_nothing = slope * weights.w_norm, weights.shift == -torch.inf
-    signal = torch.where(is_nothing, 0.0, weights.relative_bound + weights.shift - share)
-    return signal, torch.where(is_nothing, torch.inf, -torch.inf), share
+def _relative_signal(weights: Weights, slope: Tensor | float) -> Tensor:
+    """Return L^a - shift - beta m_{k,l} v_k."""
+    return weights.relative_bound - slope * weights.w_norm
+
+
+@shared
+def _uncentred(weights: Weights, signal: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the learning signal for c_k = 0, and what every c_k - shift that counts is above."""
+    is_nothing = weights.shift == -torch.inf
+    return torch.where(is_nothing, 0.0, signal + weights.shift), torch.where(is_nothing, torch.inf, -torch.inf)
 
 
 @shared
 def theta_surrogate(coefficients: Tensor, log_w: Tensor) -> Tensor:
     """Return sum_k coefficient_k log w_k, [mc, batch], finite where some log w_k is -inf."""
     return (coefficients * log_w.clamp(min=torch.finfo(log_w.dtype).min)).sum(-2)
+
+
+@shared
+def theta_slope(coefficients: Tensor, log_w: Tensor) -> Tensor:
+    """Return the derivatives of `theta_surrogate` of the first particles by the log w of all, [mc, iw, batch]."""
+    is_zero = first(log_w, coefficients.shape[-2]) == -torch.inf
+    return extended(torch.where(is_zero, 0.0, coefficients), log_w.shape[-2])
+
+
+@shared
+def theta_slopes(by_log_w: Tensor, terms: Terms, num_layers: int) -> list[Tensor]:
+    """Return derivatives by log w as those by log p(z), layer by layer."""
+    if isinstance(terms.slope, float):
+        return [by_log_w if terms.slope == 1 else terms.slope * by_log_w] * num_layers
+    return [slope * by_log_w for slope in terms.slope.unbind()]
+
+
+def first(values: Tensor, num: int) -> Tensor:
+    """Return those of the first particles, [..., num, batch]."""
+    return values if num == values.shape[-2] else values[..., :num, :]
+
+
+def extended(values: Tensor, num: int) -> Tensor:
+    """Return values [..., iw, batch] with zeros for further particles, [..., num, batch]."""
+    return values if num == values.shape[-2] else F.pad(values, (0, 0, 0, num - values.shape[-2]))
 
 
 def phi_surrogate(coefficients: Tensor, log_q: Tensor) -> Tensor:

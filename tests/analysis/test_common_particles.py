@@ -246,6 +246,31 @@ class LazyBaseline(Reinforce):
         return super().loss(particles, alpha, beta) + 0 * self.network(particles.x.view(len(particles.x), -1)).sum()
 
 
+class Doubled(Reinforce):
+    """A loss of its own, of which the coefficients know nothing."""
+
+    def loss(self, particles, alpha, beta):
+        return 2 * super().loss(particles, alpha, beta)
+
+
+class Mixing(Reinforce):
+    """Its control variate is the mean bound of all copies."""
+
+    def control_variate(self, weights, beta):
+        return (weights.shift + weights.relative_bound).mean(0) - weights.shift
+
+
+@pytest.mark.parametrize("block_size", [1, 5])
+@pytest.mark.parametrize("kind", [Doubled, Mixing])
+def test_what_a_subclass_changes_is_measured(kind, block_size):
+    model, x, parameters = mixture()
+    several = [kind(mc=2, iw=4), *estimators(("reinforce",), mc=2)]
+    together = Measurement(several, model, x, 10, parameters, block_size=block_size)
+    alone = Measurement(several[:1], model, x, 10, parameters, block_size=block_size)
+    torch.testing.assert_close(together.block(1)[0], alone.block(1)[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together.block(1)[0], together.block(1)[1], rtol=0.1)
+
+
 def test_lazy_parameters_are_built_on_a_copy():
     model, x, parameters = mixture()
     several = [LazyBaseline(iw=4), *estimators(("reinforce",))]
