@@ -65,6 +65,15 @@ def computed(part: Any) -> list[str]:
     return others if (len(both), len(others)) == (2, 1) else []
 
 
+def forget_computed(distribution: Distribution) -> None:
+    """Let a distribution, and those inside it, compute again what they have computed of their parameters and keep."""
+    for name in computed(distribution):
+        del vars(distribution)[name]
+    for part in vars(distribution).values():
+        if isinstance(part, Distribution):
+            forget_computed(part)
+
+
 def parameters_of(distribution: Distribution) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the parameters that a distribution was built of, by name."""
     base = distribution

@@ -12,12 +12,13 @@ from estimators.nodes.base import Method, Sample, current_graph
 from stochastic_graph.distributions import all_tensors, map_tensors
 from stochastic_graph.parameters import ParameterGradients, Parameters
 from stochastic_graph.plates import Plate, are_same, mean_over, position, said, union, with_plates
+from stochastic_graph.repeated import Repeated, repeats_of
 from stochastic_graph.tensor import Tensor, averaged_of, plain, plates_of, wrap
 
 Plates = tuple[Plate, ...]
 
 
-class StochasticTensor(Tensor):
+class StochasticTensor(Repeated):
     """The samples of a node, [samples, *plates of its distribution, ...].
 
     name: the node's; distribution: what it was drawn from; method: what drew it; param_grads: after backward(), the
@@ -114,6 +115,7 @@ class Graph:
         points, own = self.placed(sample, plate)
         value = points.as_subclass(StochasticTensor)
         value.plates, value.name, value.distribution, value.method = own, name, distribution, method
+        value.repeats = repeats_of(raw, points, own)
         value.param_grads = self._parameters.watch(distribution, name)
         return value
 

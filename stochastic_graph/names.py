@@ -77,6 +77,26 @@ ALONG: dict[str, tuple[int, object]] = {
 # Those that take several dimensions one after another.
 MANY = frozenset(("flip", "flatten", "squeeze"))
 
+# Of tensors whose items repeat (stochastic_graph/repeated.py). What has to see every item: noise differs from item to
+# item, statistics count them, and another tensor's shape is that of all. What takes sizes; attributes that are views;
+# what can be said without the numbers; what leaves a tensor as it is; and what gathers items itself.
+RANDOM = _words(
+    "bernoulli binomial poisson rand_like randint_like randn_like empty_like rrelu dropout alpha_dropout "
+    "native_dropout dropout1d dropout2d dropout3d gumbel_softmax"
+)
+APART = RANDOM | _words("instance_norm view_as reshape_as expand_as")
+SIZES = _words("reshape view expand broadcast_to")
+VIEWS = _words(".mT .mH .real .imag")
+OF_SHAPE = _words(
+    "__len__ dim ndimension numel nelement size element_size is_floating_point is_complex get_device new_tensor "
+    "new_zeros new_ones new_full new_empty .shape .ndim .dtype .device .requires_grad .is_leaf .grad_fn .grad .layout "
+    ".is_cuda .itemsize .names"
+)
+ASKING = _words(
+    "equal allclose is_nonzero item tolist as_subclass grad all any __bool__ __float__ __int__ stride is_contiguous"
+)
+GATHERING = _words("binary_cross_entropy")
+
 # Their arguments are of one shape.
 LOSSES = _words(
     "binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss smooth_l1_loss huber_loss kl_div "

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor as Plain
 from torch.distributions import Distribution
 
-from stochastic_graph.distributions import is_categorical, parameters_of
+from stochastic_graph.distributions import forget_computed, is_categorical, parameters_of
+from stochastic_graph.repeated import is_used
 from stochastic_graph.tensor import Tensor, plain, plates_of, wrap
 
 
@@ -23,8 +24,14 @@ class ParameterGradients(dict[str, Tensor]):
     def __init__(self, node: str, names: tuple[str, ...]):
         super().__init__()
         self.node, self.names = node, names
+        self.unknown: set[str] = set()
 
     def __missing__(self, name: str) -> Tensor:
+        if name in self.unknown:
+            raise KeyError(
+                f"node {self.node!r}: the gradient of {name!r} is not known for each sample that it depends on, as "
+                "something was computed of it before the node was sampled; sample first"
+            )
         if name in self.names:
             raise KeyError(
                 f"node {self.node!r}: no gradient of {name!r} yet; call backward() first, and let {name} require one"
@@ -62,8 +69,12 @@ class Parameters:
         parameters = dict(parameters_of(distribution))
         found = ParameterGradients(node, tuple(parameters))
         normalises = is_categorical(distribution)
+        if any(map(is_used, parameters.values())):
+            forget_computed(distribution)
         for name, value in parameters.items():
-            if value.requires_grad:
+            if is_used(value):
+                found.unknown.add(name)
+            elif value.requires_grad:
                 watched = Watched(found, name, value, normalises)
                 self.watched.append(watched)
                 self._handles.append(value.register_hook(self._keeper(watched)))
