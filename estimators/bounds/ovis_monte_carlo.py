@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor, log
+from functools import cache
+from math import floor, log, log2
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from estimators.bounds.base import Coefficients, LinearEstimator, Objective
 from estimators.bounds.weights import FLOOR, Terms, Weights, learning_signal, leave_one_out, weigh
 from estimators.registry import spell
+from models.pieces import PIECE
 
 
 @dataclass(eq=False, repr=False)
@@ -95,14 +97,40 @@ def mean_learning_signal(weights: Weights, auxiliary: Terms) -> Tensor:
 
     d_k(z^(s), z_-k) is the learning signal of an auxiliary particle in the place of z_k. With o_k the log-sum of the
     others' weights and a_s its own log-weight, both heated, its bound is (logaddexp(o_k, a_s) - log K) / (1 - alpha)
-    and its weight sigmoid(a_s - o_k). Tensors of S K numbers are the largest, and no exponential underflows.
+    and its weight v_{k,s} = sigmoid(a_s - o_k). No exponential underflows, nor does any product: as logaddexp(o, a) =
+    max(o, a) - log max(v, 1 - v), with numbers of at least 1/2, a logarithm is taken of the product of many.
     """
-    others = leave_one_out(weights).unsqueeze(-3)
-    own = (1 - weights.alpha) * (auxiliary.log_w.detach() - weights.shift).unsqueeze(-2)
-    # In place: at S K numbers a tensor, allocating is half of the cost.
+    # Contiguous, whatever the layout of the model's densities is: sums over S then run along the batch.
+    others = leave_one_out(weights).unsqueeze(-3).contiguous()
+    own = (1 - weights.alpha) * (auxiliary.log_w.detach() - weights.shift).unsqueeze(-2).contiguous()
+    slope = auxiliary.slope if isinstance(auxiliary.slope, float) else auxiliary.slope.unsqueeze(-2)
+    num_copies, _, num_particles, _ = others.shape
+    numbers = own.shape[-3] * others.numel()
+    if numbers <= PIECE or others.device.type != "cpu":
+        return _mean_signal(weights, others, own, slope)
+    if numbers > num_copies * PIECE:  # not even one copy fits
+        size = max(1, num_particles * PIECE // numbers)
+        return torch.cat([_mean_signal(weights, part, own, slope) for part in others.split(size, -2)], -2)
+    size = num_copies * PIECE // numbers
+    slopes = [slope] * num_copies if isinstance(slope, float) else slope.split(size, -4)
+    parts = zip(others.split(size), own.split(size), slopes, strict=False)
+    return torch.cat([_mean_signal(weights, *part) for part in parts], -3)
+
+
+def _mean_signal(weights: Weights, others: Tensor, own: Tensor, slope: Tensor | float) -> Tensor:
+    """Return c_k - shift of others [mc, 1, K, batch], own and slope [mc, S, 1, batch], the slope with layers in front.
+
+    They may be a part of the copies, or others of the particles: what it computes with is to fit into a cache.
+    """
+    largest, num = torch.maximum(others, own).mean(-3), own.shape[-3]
     v = (own - others).clamp(FLOOR, -FLOOR).sigmoid_()
-    log_sum = torch.maximum(others, own).sub_(torch.maximum(v, 1 - v).log_()).mean(-3)
-    bound = (log_sum - log(weights.num_particles)) / (1 - weights.alpha)
-    if isinstance(auxiliary.slope, float):
-        return bound - auxiliary.slope * v.mean(-3)
-    return bound - (auxiliary.slope.unsqueeze(-2) * v).mean(-3)
+    share = slope * v.mean(-3) if isinstance(slope, float) else (slope * v).mean(-3)
+    products = torch.maximum(v, 1 - v).split(_num_factors(v.dtype), -3)
+    log_sum = torch.sub(largest, sum(product.prod(-3).log() for product in products), alpha=1 / num)
+    return (log_sum - log(weights.num_particles)) / (1 - weights.alpha) - share
+
+
+@cache
+def _num_factors(dtype: torch.dtype) -> int:
+    """Return how many numbers of at least 1/2 have a product that does not underflow."""
+    return int(-log2(torch.finfo(dtype).tiny))

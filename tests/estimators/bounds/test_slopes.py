@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from estimators import get_estimator
+from estimators.bounds import ovis_monte_carlo
 from estimators.bounds.base import BoundEstimator, LinearEstimator
 from estimators.bounds.weights import computed_once
-from models.particles import Particles, densities_of
+from models.particles import Particles, densities_of, with_densities
 
 IDS = (
     "reinforce",
@@ -116,3 +117,26 @@ def test_copies_that_are_said_to_be_independent_are(id: str, settings: dict[str,
         found = estimator.slopes(alone, estimator.alpha, estimator.beta)
         assert_same(found, [slope[copy : copy + 1] for slope in whole])
     assert len(densities_of(given)) == len(whole)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("id", ["ovis-S2", "ovis-S3-exclusive"])
+@pytest.mark.parametrize("piece", [1, 13, 40])
+def test_pieces_change_nothing(id: str, settings: dict[str, float], piece: int, monkeypatch):
+    """Of one copy and fewer, and products of few factors."""
+    estimator = estimator_of(id, settings)
+    given = particles(IW + estimator.num_extra, 2)
+    whole = estimator.slopes(given, estimator.alpha, estimator.beta)
+    monkeypatch.setattr(ovis_monte_carlo, "PIECE", piece)
+    monkeypatch.setattr(ovis_monte_carlo, "_num_factors", lambda dtype: 2)
+    assert_same(estimator.slopes(given, estimator.alpha, estimator.beta), whole)
+
+
+def test_many_auxiliary_particles_in_float32():
+    """Products of two hundred weights, each of which may be a half."""
+    estimator = get_estimator("ovis-S200-exclusive", iw=3)
+    given = particles(203, 1)
+    found = estimator.slopes(given, 0.0, 1.0)
+    single = [density.float() for density in densities_of(given)]
+    for got, wanted in zip(estimator.slopes(with_densities(given, single), 0.0, 1.0), found, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
