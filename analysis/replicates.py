@@ -5,7 +5,7 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from itertools import compress
 from typing import Any
@@ -206,7 +206,8 @@ class CommonReplicates(Replicates):
         particles = _call(self._drawing, leaves, self._x)
         outputs = list(compress(densities_of(particles), self._connected))
         rows = _call(self._slopes, {}, _densities_alone(particles), self._connected)
-        return torch.stack([self._backward(outputs, leaves, row) for row in rows]) / -_num_rows(particles)
+        gradients = self._pulled_back(rows, lambda row: self._backward(outputs, leaves, row), _stacked)
+        return gradients / -_num_rows(particles)
 
     def _gradients(self) -> Tensor:
         if not self._by_densities:
@@ -230,7 +231,19 @@ class CommonReplicates(Replicates):
         _, pull_back, densities = vjp(draw, self._variables, has_aux=True)  # type: ignore[misc]
         alone = _densities_alone(with_densities(drawn[0], densities))
         rows = _call(self._slopes, {}, alone, self._connected)
-        return torch.stack([self._flat(pull_back(list(row))[0]) for row in rows]) / -_num_rows(alone)
+        gradients = self._pulled_back(rows, lambda row: self._flat(pull_back(list(row))[0]), torch.stack)
+        return gradients / -_num_rows(alone)
+
+    def _pulled_back(
+        self,
+        rows: Sequence[Sequence[Tensor]],
+        pull_back: Callable[[Sequence[Tensor]], Tensor],
+        stack: Callable[[tuple[Tensor, ...]], Tensor],
+    ) -> Tensor:
+        """Return the gradients [estimators, parameters] of rows of derivatives, one row an estimator."""
+        if any(self._connected) and getattr(self._model, "takes_gradients_at_once", False):
+            return vmap(lambda *row: pull_back(row))(*map(stack, zip(*rows, strict=True)))
+        return torch.stack([pull_back(row) for row in rows])
 
     def _depend_on_densities_alone(self, leaves: Mapping[str, Tensor]) -> bool:
         """Return whether the losses reach the variables through the log-densities alone, and need nothing else."""
@@ -246,6 +259,15 @@ class CommonReplicates(Replicates):
             if loss.requires_grad
         ]
         return all(gradient is None for gradients in direct for gradient in gradients)
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Return tensors of one shape as one, each in the layout of the first."""
+    like = torch.empty_like(values[0])
+    stack = like.new_empty_strided((len(values), *like.shape), (like.numel(), *like.stride()))
+    for part, value in zip(stack, values, strict=True):
+        part.copy_(value)
+    return stack
 
 
 def _num_rows(particles: Particles) -> int:

@@ -55,9 +55,8 @@ class Slopes(Losses):
 
     def rows(self, particles: Particles, needed: Sequence[bool], sees_values: bool = False) -> list[list[Tensor]]:
         """Return the same, without another way for vmap."""
-        num = particles.log_px.shape[1]
         return [
-            [extended(slope, num) for slope in compress(each.slopes(own, each.alpha, each.beta), needed)]
+            [extended(slope, particles.log_px) for slope in compress(each.slopes(own, each.alpha, each.beta), needed)]
             for each, own in self._with_own(particles, sees_values)
         ]
 

@@ -34,6 +34,7 @@ class GaussianMixture(Template):
     `reparam` changes nothing: its samples never carry a gradient.
     """
 
+    takes_gradients_at_once = True
     means: Tensor
 
     def __init__(self, num_components: int = 20, hidden: int = 16):

@@ -6,11 +6,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.autograd import Function
 from torch.distributions import Normal
 from torch.nn import functional as F
 
 from datasets.gaussian_toy import GaussianToyData
-from models.functions import sum_of_squares
+from models.functions import known_signature, sum_of_squares
 from models.template import LogDensities, Output, Template
 
 Scale = Literal["std", "variance"]
@@ -27,6 +28,7 @@ class GaussianToy(Template):
     """
 
     has_units = False
+    takes_gradients_at_once = True
 
     def __init__(self, dim: int = 20, scale: Scale = "std"):
         super().__init__()
@@ -56,7 +58,7 @@ class GaussianToy(Template):
         norms = self.std**2 * torch.linalg.vector_norm(eps, dim=-1).square().unsqueeze(1)
 
         def add_product(log_densities: Tensor, offsets: Tensor, std: float = 1.0) -> Tensor:
-            return torch.baddbmm(log_densities, offsets, eps.transpose(1, 2), alpha=-self.std / std**2)
+            return _AddProduct.apply(log_densities, offsets, eps, -self.std / std**2)
 
         offsets = torch.stack([z_mean - x, z_mean - self.mu], dim=1)
         log_p = add_product(self._log_normal(norms + offsets.square().sum(-1, keepdim=True)), offsets)
@@ -65,7 +67,7 @@ class GaussianToy(Template):
             log_q = add_product(log_q, (z_mean - qz_mean).unsqueeze(1), self.std)
         # Taken apart before they are permuted, so that their gradients meet in the layout that bmm is fast with.
         log_px, log_pz, log_qz = (
-            row.view(batch, mc, iw).permute(1, 2, 0) for row in (*log_p.unbind(1), *log_q.unbind(1))
+            row.view(batch, mc, iw).permute(1, 2, 0) for row in (*log_p.unbind(1), log_q.squeeze(1))
         )
 
         return Output(
@@ -129,3 +131,57 @@ class GaussianToy(Template):
             raise ValueError(
                 f"GaussianToy was given x of shape {list(x.shape)}, expected [batch, {self.dim}] (its dim)"
             )
+
+
+@known_signature
+class _AddProduct(Function):
+    """(terms [batch, m, n], offsets [batch, m, D], eps [batch, n, D], scale) -> terms + scale offsets eps^T."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(terms: Tensor, offsets: Tensor, eps: Tensor, scale: float) -> Tensor:
+        return torch.baddbmm(terms, offsets, eps.transpose(1, 2), alpha=scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        _, _, eps, ctx.scale = inputs
+        ctx.save_for_backward(eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (eps,) = gradients, ctx.saved_tensors
+        by_offsets = ctx.scale * _Product.apply(gradient, eps) if ctx.needs_input_grad[1] else None
+        return gradient, by_offsets, None, None
+
+
+@known_signature
+class _Product(Function):
+    """(gradient [batch, m, n], eps [batch, n, D]) -> gradient eps, [batch, m, D]: several gradients in one product."""
+
+    @staticmethod
+    def forward(gradient: Tensor, eps: Tensor) -> Tensor:
+        return torch.bmm(gradient, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (eps,) = ctx.saved_tensors
+        return torch.bmm(gradients[0], eps.transpose(1, 2)), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, eps: Tensor) -> tuple[Tensor, int]:
+        of_gradient, of_eps = in_dims
+        if of_gradient is not None and of_eps is None:
+            several = gradient.movedim(of_gradient, 1)
+            product = _Product.apply(several.flatten(1, 2), eps)
+            return product.unflatten(1, several.shape[1:3]), 1
+        pair = ((gradient, of_gradient), (eps, of_eps))
+        rows = [
+            each.expand(info.batch_size, *each.shape) if dim is None else each.movedim(dim, 0) for each, dim in pair
+        ]
+        product = _Product.apply(*(each.flatten(0, 1) for each in rows))
+        return product.unflatten(0, rows[0].shape[:2]), 0

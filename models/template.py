@@ -60,6 +60,8 @@ class Template(nn.Module):
 
     num_layers: int = 1  # of z
     has_units: ClassVar[bool] = True  # whether training counts the active units of z (layers of integers have none)
+    # Whether the gradients of several losses by its log-densities cost less through torch.func.vmap than one by one.
+    takes_gradients_at_once: ClassVar[bool] = False
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """Draw z ~ q(z|x), one for each row of x [batch, ...], and return the distributions involved.

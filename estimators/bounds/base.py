@@ -222,7 +222,7 @@ class LinearEstimator(BoundEstimator):
         _, to_log_w, to_log_q = self.coefficients(terms, alpha, beta)
         by_log_w = theta_slope(to_log_w, terms.log_w)
         by_log_pz = theta_slopes(by_log_w, terms, len(particles.log_pz))
-        by_log_q = extended(to_log_q, terms.log_w.shape[-2])
+        by_log_q = extended(to_log_q, terms.log_w)
         by_layer = by_log_q.unbind() if by_log_q.dim() > terms.log_w.dim() else [by_log_q] * len(particles.log_qz)
         return [by_log_w, *by_log_pz, *by_layer]
 

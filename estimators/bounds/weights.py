@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.particles import Particles
 
@@ -212,7 +211,7 @@ def theta_surrogate(coefficients: Tensor, log_w: Tensor) -> Tensor:
 def theta_slope(coefficients: Tensor, log_w: Tensor) -> Tensor:
     """Return the derivatives of `theta_surrogate` of the first particles by the log w of all, [mc, iw, batch]."""
     is_zero = first(log_w, coefficients.shape[-2]) == -torch.inf
-    return extended(torch.where(is_zero, 0.0, coefficients), log_w.shape[-2])
+    return extended(torch.where(is_zero, 0.0, coefficients), log_w)
 
 
 @shared
@@ -228,9 +227,13 @@ def first(values: Tensor, num: int) -> Tensor:
     return values if num == values.shape[-2] else values[..., :num, :]
 
 
-def extended(values: Tensor, num: int) -> Tensor:
-    """Return values [..., iw, batch] with zeros for further particles, [..., num, batch]."""
-    return values if num == values.shape[-2] else F.pad(values, (0, 0, 0, num - values.shape[-2]))
+def extended(values: Tensor, like: Tensor) -> Tensor:
+    """Return values [..., iw, batch] with zeros for further particles, as many as `like` [mc, num, batch] has."""
+    if values.shape[-2] == like.shape[-2]:
+        return values
+    whole = torch.zeros_like(like.expand(*values.shape[:-2], *like.shape[-2:]))
+    whole[..., : values.shape[-2], :] = values
+    return whole
 
 
 def phi_surrogate(coefficients: Tensor, log_q: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch.func import functional_call, grad, vmap
 
 from datasets.gaussian_toy import GaussianToyData
 from models import GaussianToy
+from models.gaussian_toy import _Product
 from models.particles import draw_particles
 
 SHAPE = (2, 3)  # mc, iw
@@ -218,3 +219,25 @@ class Forward(torch.nn.Module):
         particles = draw_particles(self.model, x, *SHAPE, reparam=self.reparam)
         log_w = particles.log_px + particles.log_pz[0] - particles.log_qz[0]
         return torch.logsumexp(log_w, 1).sum() + (log_w.detach() * particles.log_qz[0]).sum()
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (1, None), (None, 0), (0, 0), (1, 2)])
+def test_products_with_noise_are_vectorised(in_dims):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [[3, 2, 4], [3, 4, 5]]
+    for shape, dim in zip(shapes, in_dims, strict=True):
+        if dim is not None:
+            shape.insert(dim, 6)
+    gradient, eps = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
+    torch.testing.assert_close(vmap(_Product.apply, in_dims)(gradient, eps), vmap(torch.bmm, in_dims)(gradient, eps))
+
+
+def test_log_densities_have_second_derivatives(model, x):
+    def densities(A, b, mu):
+        torch.manual_seed(0)
+        output = functional_call(model, {"A": A, "b": b, "mu": mu}, (x,), {"reparam": True, "sample_shape": SHAPE})
+        return output["log_px"], *output["log_pz"], *output["log_qz"]
+
+    parameters = [each.detach().requires_grad_() for each in (model.A, model.b, model.mu)]
+    assert torch.autograd.gradcheck(densities, parameters)
+    assert torch.autograd.gradgradcheck(densities, parameters)
