@@ -3,8 +3,8 @@
     log p(v) = sum_d v_d l_d - softplus(l_d),    d log p(v) / d l = v - sigmoid(l)
 
 The backward passes keep v - sigmoid(l) and nothing else of that size. They know first derivatives only: a gradient is
-a constant to whatever differentiates it again. Everything runs under torch.func.vmap and torch.func.grad. Proof:
-tests/models/test_bernoulli.py.
+a constant to whatever differentiates it again (but for logits that several values share, which are torch's own
+operations). Everything runs under torch.func.vmap and torch.func.grad. Proof: tests/models/test_bernoulli.py.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,12 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
     The value may be any number, as in the cross-entropy of grey pixels, and may carry a gradient.
     """
     if logits.numel() < value.numel() and _common_shape(logits.shape, value.shape) == value.shape:
-        # Several values to each of the logits, whose sigmoid and logarithm are taken once.
-        return (value * logits).sum(-1) + F.logsigmoid(-logits).sum(-1)
+        # Several values to each of the logits, whose logarithms are taken once. With v - 1 where l > 0, both terms are
+        # at most 0 for bits, and nothing cancels.
+        logits = _in_common_dtype(logits, value)
+        is_positive = logits > 0
+        linear = (value - is_positive.to(logits.dtype)) * logits
+        return linear.sum(-1) + F.logsigmoid(torch.where(is_positive, logits, -logits)).sum(-1)
     return _LogProb.apply(logits, value)[0]
 
 

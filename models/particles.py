@@ -2,7 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 from torch.distributions import Bernoulli, Distribution, Transform
 from torch.distributions.transforms import _InverseTransform
@@ -173,7 +173,7 @@ def _alias(z: Tensor, scale: Tensor | None) -> Tensor:
     alias = z.view_as(z)
     if scale is not None and alias.requires_grad:
         factor = _over(scale, z)
-        alias.register_hook(lambda gradient: factor * gradient)
+        alias.register_hook(lambda gradient: (factor * gradient).to(gradient.dtype))
     return alias
 
 
@@ -219,21 +219,49 @@ class _ScaledByZ(Function):
         return drawn[0].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         log_px, scale, z, *leaves = ctx.saved_tensors
-        by_z, *others = torch.autograd.grad(log_px, [z, *leaves], gradients, retain_graph=True)
+        with _unseen_by_hooks(z, leaves):
+            by_z, *others = torch.autograd.grad(
+                log_px,
+                [z, *leaves],
+                gradients,
+                retain_graph=True,
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
+        if by_z is None:
+            return None, None, None, *others
         if scale.dim() == 3:  # the gradient by particles beyond the first is zero
             scale = nn.functional.pad(scale, (0, 0, 0, z.shape[1] - scale.shape[1]))
         return None, None, _over(scale, z) * by_z, *others
 
 
+@contextmanager
+def _unseen_by_hooks(z: Tensor, leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Keep gradients that are one part of z's and of the leaves' from their hooks and from z.grad: the whole comes."""
+    suspended = [(hooks, dict(hooks)) for tensor in (z, *leaves) if (hooks := tensor._backward_hooks)]
+    for hooks, _ in suspended:
+        hooks.clear()
+    retained = z.grad if z.retains_grad else None
+    try:
+        yield
+    finally:
+        for hooks, own in suspended:
+            hooks.update(own)
+        if z.retains_grad:
+            z.grad = retained
+
+
 def _leaves_beside(log_px: Tensor, z: Tensor) -> list[Tensor] | None:
-    """Return what log_px depends on beside z; None where it does not depend on z, or z on one of these as well."""
-    end = get_gradient_edge(z).node
-    nodes = _nodes(log_px.grad_fn, {end})
-    leaves = {node for node in nodes - {end} if not node.next_functions}
-    return [leaf.variable for leaf in leaves] if end in nodes and leaves.isdisjoint(_nodes(end)) else None
+    """Return what log_px depends on beside z; None where it does not depend on z, or on anything of z's making."""
+    edge = get_gradient_edge(z)
+    inner = _nodes(log_px.grad_fn, {edge.node}) - {edge.node}
+    outputs = {number for node in inner for end, number in node.next_functions if end is edge.node}
+    leaves = {node for node in inner if not node.next_functions}
+    if outputs != {edge.output_nr} or not leaves.isdisjoint(_nodes(edge.node)):
+        return None
+    return [leaf.variable for leaf in leaves]
 
 
 def _with_constants(part: Any) -> Any:

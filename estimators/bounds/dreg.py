@@ -15,7 +15,8 @@ class DoublyReparameterised(BoundEstimator):
     As E[v_k h_k] = E[dv_k/dz_k dz_k/dphi] = (1 - a) E[(v_k - v_k^2) d log w_k/dz dz/dphi], what the pathwise gradient
     has of the score, - b sum_k v_k h_k, turns into a term of the same form. v_k^2 at a = 0, b = 1. Unbiased for
     grad L^a in both; at q(z|x) = p(z|x) every draw of phi's gradient is zero. Freebits are refused: where their
-    floor begins, the factor of the score jumps, and what that adds to its mean is in no term of this form.
+    floor begins, the factor of the score jumps, and what that adds to its mean is in no term of this form. The graph of
+    p(x|z) lives until the model's output is let go, beyond backward().
 
     Needs z with a gradient in every layer and what `densities_with_stopped_q` asks of a model. Proof: closed forms and
     quadrature on the conjugate Gaussian model and a hierarchy of two: tests/estimators/bounds/test_pathwise.py and

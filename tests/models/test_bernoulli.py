@@ -121,6 +121,29 @@ def test_float32_sums_over_many_pixels_keep_six_digits():
     assert (exact - rounded).abs().max() > 0
 
 
+@pytest.mark.parametrize("size", [784, 5000])
+def test_float32_logits_that_values_share_lose_no_more_than_those_of_a_table(size):
+    logits = 20 * torch.randn(size, dtype=torch.float64) + 40
+    value = (torch.rand(50, size, dtype=torch.float64) < logits.sigmoid()).double()
+    rounded = logits.float().double().requires_grad_()
+    shared = rounded.detach().float().requires_grad_()
+    exact, got = reference(rounded, value), bernoulli_log_prob(shared, value.float())
+    torch.testing.assert_close(got.double(), exact, rtol=2e-6, atol=0)
+    (gradient,) = torch.autograd.grad(got.sum(), shared)
+    (exact_gradient,) = torch.autograd.grad(exact.sum(), rounded)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(D,), (BATCH, D)])
+def test_logits_of_few_digits_meet_values_of_more(shape):
+    logits, value = (10 * torch.randn(shape)).bfloat16(), bits(50, BATCH, D).float()
+    exact = reference(logits.double(), value.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        log_prob = bernoulli_log_prob(logits, value)
+    assert log_prob.dtype == torch.float32
+    torch.testing.assert_close(log_prob.double(), exact, rtol=1e-5, atol=1e-6)
+
+
 def test_nan_stays_nan():
     logits = torch.tensor([0.0, torch.nan])
     assert bernoulli_log_prob(logits, torch.ones(2)).isnan()

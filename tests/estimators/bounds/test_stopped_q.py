@@ -417,6 +417,100 @@ def test_dreg_goes_back_through_the_decoder_once_and_leaves_no_graph_behind():
     assert Passing.last() is None
 
 
+@pytest.mark.parametrize("at", ["before", "after"], ids="hooks registered {} the loss".format)
+def test_hooks_see_each_gradient_once_and_whole(at: str):
+    """Of a leaf of the decoder, of z itself, and what z retains."""
+    model, x = foreign("Normal")
+    dreg, weight = get_estimator("dreg", iw=3), model.generative_model.weight
+    torch.manual_seed(7)
+    particles = dreg.draw(model, x, 0)
+    (z,), seen = particles.output["z"], []
+    plain = torch.autograd.grad(dreg.loss(particles, 0.0, 1.0), [weight, z, model.inference_network.weight])
+
+    torch.manual_seed(7)
+    particles = dreg.draw(model, x, 0)
+    (z,) = particles.output["z"]
+
+    def register() -> list[Any]:
+        z.retain_grad()
+        return [weight.register_hook(lambda g: 2 * g), z.register_hook(lambda g: seen.append(g))]
+
+    handles = register() if at == "before" else []
+    loss = dreg.loss(particles, 0.0, 1.0)
+    handles = handles or register()
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    (of_z,) = seen
+    of_weight, of_phi = (parameter.grad for parameter in (weight, model.inference_network.weight))
+    for got, wanted in zip((of_weight, of_z, of_phi), (2 * plain[0], *plain[1:]), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0.0, atol=1e-12)
+    assert torch.equal(z.grad, of_z)
+    assert weight._backward_hooks == {}
+
+
+class Split(Foreign):
+    """z is one of two outputs of one operation, of which p(x|z) sees both."""
+
+    def forward(self, x: Tensor, reparam: bool = False, **kwargs) -> dict[str, Any]:
+        qz = D.Normal(self.inference_network(x)[:, :2], 1.0)
+        draw = qz.rsample() if reparam else qz.sample()
+        z, self.other = torch.stack((draw, 2 * draw)).unbind()
+        return {"px": self.px(z), "z": [z], "qz": [qz], "pz": [D.Normal(self.prior_logits[:, :2], 1.0)]}
+
+    def px(self, z: Tensor) -> D.Distribution:
+        return D.Normal(self.generative_model(z) + self.other.sum(-1, keepdim=True), 1.0)
+
+
+def test_another_output_of_the_operation_that_gave_z_keeps_its_gradient():
+    model, x = foreign("Normal", Split)
+    torch.manual_seed(7)
+    particles = draw_particles(model, x, 1, 3, reparam=True)
+    scale = torch.rand(1, 3, 2, dtype=torch.float64)
+    log_px = densities_with_stopped_q(particles, scale).log_px
+    (got,) = torch.autograd.grad(log_px.sum(), model.inference_network.bias, retain_graph=True)
+    (through_z, through_other) = torch.autograd.grad(particles.log_px.sum(), [particles.output["z"][0], model.other])
+    wanted = (scale.reshape(-1, 1) * through_z + 2 * through_other).sum(0)
+    torch.testing.assert_close(got[:2], wanted, rtol=0.0, atol=1e-12)
+
+
+def test_scaled_gradients_can_be_differentiated_again():
+    model, x = foreign("LogNormal")
+    torch.manual_seed(7)
+    particles = draw_particles(model, x, 1, 3, reparam=True)
+    scale, (z,), weight = torch.rand(1, 3, 2, dtype=torch.float64), particles.output["z"], model.generative_model.weight
+    log_px = densities_with_stopped_q(particles, scale).log_px
+    first = torch.autograd.grad(log_px.sum(), z, create_graph=True)
+    unscaled = torch.autograd.grad(particles.log_px.sum(), z, create_graph=True)
+    got, wanted = (
+        torch.autograd.grad(of_z.square().sum(), (weight, z), retain_graph=True)
+        for of_z in (first[0], scale.reshape(-1, 1) * unscaled[0])
+    )
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=0.0, atol=1e-12)
+
+
+class Gate(torch.autograd.Function):
+    """z and a parameter that has no part in the gradient."""
+
+    @staticmethod
+    def forward(z: Tensor, unused: Tensor) -> Tensor:
+        return z.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class Gated(Foreign):
+    def px(self, z: Tensor) -> D.Distribution:
+        return D.Normal(self.generative_model(Gate.apply(z, self.prior_logits)), 1.0)
+
+
 class Beside(Foreign):
     """p(x|z) sees the parameters of q beside z."""
 
@@ -431,7 +525,7 @@ class Beside(Foreign):
 
 
 @pytest.mark.parametrize("is_functional", [False, True])
-@pytest.mark.parametrize("kind", [Foreign, Beside])
+@pytest.mark.parametrize("kind", [Foreign, Beside, Gated])
 def test_z_is_scaled_whatever_else_the_decoder_sees_and_under_torch_func(kind: type[Foreign], is_functional: bool):
     model, x = foreign("Normal", kind)
     if kind is Beside:
