@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 from torch.nn.parameter import is_lazy
 
-from analysis.slopes import Losses, Slopes
+from analysis.slopes import Losses, Slopes, densities_alone
 from analysis.vectorise import LargestTensor, distributions_under_vmap
 from errors import UserError
 from estimators.bounds.base import BoundEstimator
@@ -205,7 +205,7 @@ class CommonReplicates(Replicates):
             return torch.stack([self._backward([loss], leaves) for loss in _call(self._joint, leaves, self._x)])
         particles = _call(self._drawing, leaves, self._x)
         outputs = list(compress(densities_of(particles), self._connected))
-        rows = _call(self._slopes, {}, _densities_alone(particles), self._connected)
+        rows = _call(self._slopes, {}, _as_numbers(particles), self._connected)
         gradients = self._pulled_back(rows, lambda row: self._backward(outputs, leaves, row), _stacked)
         return gradients / -_num_rows(particles)
 
@@ -229,7 +229,7 @@ class CommonReplicates(Replicates):
             return list(compress(densities, self._connected)), densities
 
         _, pull_back, densities = vjp(draw, self._variables, has_aux=True)  # type: ignore[misc]
-        alone = _densities_alone(with_densities(drawn[0], densities))
+        alone = _as_numbers(with_densities(drawn[0], densities))
         rows = _call(self._slopes, {}, alone, self._connected)
         gradients = self._pulled_back(rows, lambda row: self._flat(pull_back(list(row))[0]), torch.stack)
         return gradients / -_num_rows(alone)
@@ -250,7 +250,7 @@ class CommonReplicates(Replicates):
         particles = _call(self._drawing, leaves, self._x)
         self._connected = [density.requires_grad for density in densities_of(particles)]
         try:
-            losses = _call(self._losses, {}, _densities_alone(particles))
+            losses = _call(self._losses, {}, _as_numbers(particles))
         except Exception:  # an estimator that reads what the model returned
             return False
         direct = [
@@ -276,10 +276,7 @@ def _num_rows(particles: Particles) -> int:
     return num_mc * batch
 
 
-def _densities_alone(particles: Particles) -> Particles:
-    """Return particles that are nothing but log-densities, as numbers without gradient.
-
-    Their model is an empty one, and their output has nothing: an estimator that reads them fails.
-    """
-    constants = [density.detach() for density in densities_of(particles)]
-    return with_densities(particles, constants)._replace(output={}, model=nn.Module())
+def _as_numbers(particles: Particles) -> Particles:
+    """Return particles that are nothing but log-densities without gradient."""
+    densities = [density.detach() for density in densities_of(particles)]
+    return densities_alone(densities, len(particles.log_pz), particles.x)

@@ -1,16 +1,33 @@
 """The derivatives of several estimators' losses by the log-densities of particles that they have in common."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from estimators.bounds.base import BoundEstimator
+from estimators.bounds.base import BoundEstimator, LinearEstimator
 from estimators.bounds.weights import computed_once, extended
 from models.functions import known_signature
 from models.particles import Particles, densities_of
+
+
+class _Absent:
+    """What stands for a model and what it returned where log-densities are all that counts: it refuses to be read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise LookupError(f"there is nothing but log-densities here, and no {name}")
+
+
+_ABSENT: Any = _Absent()
+Row = TypeVar("Row")
+
+
+def densities_alone(densities: Sequence[Tensor], num_layers: int, x: Tensor = _ABSENT) -> Particles:
+    """Return particles of x that are nothing but log-densities, as `densities_of` lists them."""
+    log_pz, log_qz = tuple(densities[1 : 1 + num_layers]), tuple(densities[1 + num_layers :])
+    return Particles(densities[0], log_pz, log_qz, output=_ABSENT, model=_ABSENT, x=x)
 
 
 class Losses(nn.Module):
@@ -23,15 +40,19 @@ class Losses(nn.Module):
 
     def forward(self, particles: Particles) -> list[Tensor]:
         """Return the losses, estimator by estimator."""
-        return [each.loss(own, each.alpha, each.beta) for each, own in self._with_own(particles)]
+        return self._each(lambda estimator, own: estimator.loss(own, estimator.alpha, estimator.beta), particles)
 
-    def _with_own(self, particles: Particles, sees_values: bool = False) -> Iterator[tuple[BoundEstimator, Particles]]:
-        """Give each estimator the first of the particles, as many as it takes; what they compute alike is shared."""
+    def _each(
+        self, function: Callable[[BoundEstimator, Particles], Row], particles: Particles, sees_values: bool = False
+    ) -> list[Row]:
+        """Call a function with each estimator and as many of the particles as it takes, the first of them.
+
+        What the calls compute alike is shared.
+        """
         sizes = [estimator.num_particles + estimator.num_extra for estimator in self._estimators]
         firsts = {size: particles.first(size) for size in set(sizes)}
         with computed_once(sees_values):
-            for estimator, size in zip(self._estimators, sizes, strict=True):
-                yield estimator, firsts[size]
+            return [function(estimator, firsts[size]) for estimator, size in zip(self._estimators, sizes, strict=True)]
 
 
 class Slopes(Losses):
@@ -43,8 +64,7 @@ class Slopes(Losses):
 
     def __init__(self, estimators: Sequence[BoundEstimator]):
         super().__init__(estimators)
-        # Not inherited: what a subclass makes of the copies is its own.
-        self._by_copy = all(vars(type(each)).get("copies_are_independent", False) for each in estimators)
+        self._by_copy = all(_is_linear_by_copy(type(each)) for each in estimators)
 
     def forward(self, particles: Particles, needed: Sequence[bool]) -> list[list[Tensor]]:  # type: ignore[override]
         """Return the derivatives by those of `densities_of(particles)` that are needed, estimator by estimator."""
@@ -55,10 +75,22 @@ class Slopes(Losses):
 
     def rows(self, particles: Particles, needed: Sequence[bool], sees_values: bool = False) -> list[list[Tensor]]:
         """Return the same, without another way for vmap."""
-        return [
-            [extended(slope, particles.log_px) for slope in compress(each.slopes(own, each.alpha, each.beta), needed)]
-            for each, own in self._with_own(particles, sees_values)
-        ]
+
+        def row(estimator: BoundEstimator, own: Particles) -> list[Tensor]:
+            slopes = estimator.slopes(own, estimator.alpha, estimator.beta)
+            return [extended(slope, particles.log_px) for slope in compress(slopes, needed)]
+
+        return self._each(row, particles, sees_values)
+
+
+def _is_linear_by_copy(kind: type[BoundEstimator]) -> bool:
+    """Return whether coefficients are all there is to a class, and it says that they are each copy's own.
+
+    That is not inherited: what a subclass makes of the copies is its own.
+    """
+    parts = ("estimate", "loss", "slopes")
+    is_linear = all(getattr(kind, part) is getattr(LinearEstimator, part) for part in parts)
+    return is_linear and vars(kind).get("copies_are_independent", False)
 
 
 @known_signature
@@ -67,9 +99,8 @@ class _ByCopy(Function):
 
     @staticmethod
     def forward(slopes: Slopes, needed: tuple[bool, ...], num_layers: int, *densities: Tensor) -> tuple[Tensor, ...]:
-        log_px, log_pz, log_qz = densities[0], densities[1 : 1 + num_layers], densities[1 + num_layers :]
-        particles = Particles(log_px, log_pz, log_qz, {}, nn.Module(), log_px.new_empty(0))
-        rows = slopes.rows(particles, needed, sees_values=log_px.device.type == "cpu")
+        particles = densities_alone(densities, num_layers)
+        rows = slopes.rows(particles, needed, sees_values=densities[0].device.type == "cpu")
         return tuple(slope for row in rows for slope in row)
 
     @staticmethod

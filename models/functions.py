@@ -38,8 +38,14 @@ class _SumOfSquares(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (value,) = ctx.saved_tensors
         return (2 * gradients[0]).unsqueeze(-1) * value
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        (value,) = ctx.saved_tensors
+        return 2 * (value * tangents[0]).sum(-1)

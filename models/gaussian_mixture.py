@@ -137,7 +137,7 @@ class _NormalisedLookUp(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,), (logits, index) = gradients, ctx.saved_tensors
         by_normaliser = logits.softmax(-1) * -gradient.sum(0).unsqueeze(-1)
-        return by_normaliser.scatter_add_(-1, index.t(), gradient.t()), None
+        return by_normaliser.scatter_add(-1, index.t(), gradient.t()), None
 
 
 @known_signature

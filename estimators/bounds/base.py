@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import vjp
 
 from estimators.bounds.diagnostics import Diagnostics
@@ -152,8 +154,16 @@ class BoundEstimator(nn.Module, ABC):
             return self.loss(with_densities(particles, densities), alpha, beta)
 
         num_mc, _, batch = particles.log_px.shape
-        value, pull_back = vjp(loss, densities_of(particles))[:2]
-        return list(pull_back(value.new_tensor(-num_mc * batch))[0])
+        densities = densities_of(particles)
+        if any(is_functorch_wrapped_tensor(density) for density in densities):
+            value, pull_back = vjp(loss, densities)[:2]
+            return list(pull_back(value.new_tensor(-num_mc * batch))[0])
+        with torch.enable_grad():  # torch.func refuses autograd.Functions of an older style, and numpy
+            leaves = [density.detach().requires_grad_() for density in densities]
+            value = -num_mc * batch * loss(leaves)
+        if not value.requires_grad:
+            return [torch.zeros_like(density) for density in densities]
+        return list(torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True))
 
     @abstractmethod
     def estimate(self, particles: Particles, alpha: float, beta: float) -> Estimate:
@@ -197,8 +207,9 @@ class Coefficients(NamedTuple):
 class LinearEstimator(BoundEstimator):
     """sum_k a_k grad_theta log w_k + sum_{k,l} b_{k,l} grad_phi log q_{k,l}, with coefficients without gradient.
 
-    copies_are_independent: whether a and b of each of the mc copies follow from its own log-densities alone. Each class
-    says so for itself; where all do, estimators on common particles are measured faster.
+    copies_are_independent: whether a and b of each of the mc copies follow from its own log-densities alone, and where
+    weights are zero from what `learning_signal` makes of a control variate of -inf there. Each class says so for
+    itself; where all do, estimators on common particles are measured faster.
     """
 
     copies_are_independent: ClassVar[bool] = False
@@ -223,7 +234,7 @@ class LinearEstimator(BoundEstimator):
         by_log_w = theta_slope(to_log_w, terms.log_w)
         by_log_pz = theta_slopes(by_log_w, terms, len(particles.log_pz))
         by_log_q = extended(to_log_q, terms.log_w)
-        by_layer = by_log_q.unbind() if by_log_q.dim() > terms.log_w.dim() else [by_log_q] * len(particles.log_qz)
+        by_layer = by_log_q.expand(len(particles.log_qz), *terms.log_w.shape)
         return [by_log_w, *by_log_pz, *by_layer]
 
 

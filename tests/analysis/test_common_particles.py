@@ -18,6 +18,7 @@ from analysis.gradients import (
 from errors import UserError
 from estimators import get_estimator
 from estimators.bounds.reinforce import Reinforce
+from estimators.bounds.weights import weigh
 from models import GaussianMixture, GaussianToy
 from tests.analysis.problems import ImportanceWeighted
 
@@ -260,8 +261,44 @@ class Mixing(Reinforce):
         return (weights.shift + weights.relative_bound).mean(0) - weights.shift
 
 
+class Lenient(Reinforce):
+    """Takes what the model returned where there is something."""
+
+    def loss(self, particles, alpha, beta):
+        penalty = sum(parameter.square().sum() for parameter in particles.model.parameters())
+        return super().loss(particles, alpha, beta) + (penalty if "z" in particles.output else 0)
+
+
+class Looking(Reinforce):
+    """The same by a method that has a default."""
+
+    def loss(self, particles, alpha, beta):
+        log_pz = particles.output.get("log_pz", [torch.zeros(())])
+        return super().loss(particles, alpha, beta) + log_pz[0].mean()
+
+
+class OfTheOldStyle(torch.autograd.Function):
+    """The identity in numpy, by a Function that torch.func does not take."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return torch.from_numpy(value.detach().numpy().copy())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Numpy(Reinforce):
+    """Has operations that work on plain tensors alone."""
+
+    def loss(self, particles, alpha, beta):
+        return 2 * OfTheOldStyle.apply(super().loss(particles, alpha, beta))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.func.vmap refuses")
 @pytest.mark.parametrize("block_size", [1, 5])
-@pytest.mark.parametrize("kind", [Doubled, Mixing])
+@pytest.mark.parametrize("kind", [Doubled, Mixing, Lenient, Looking, Numpy])
 def test_what_a_subclass_changes_is_measured(kind, block_size):
     model, x, parameters = mixture()
     several = [kind(mc=2, iw=4), *estimators(("reinforce",), mc=2)]
@@ -269,6 +306,23 @@ def test_what_a_subclass_changes_is_measured(kind, block_size):
     alone = Measurement(several[:1], model, x, 10, parameters, block_size=block_size)
     torch.testing.assert_close(together.block(1)[0], alone.block(1)[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(together.block(1)[0], together.block(1)[1], rtol=0.1)
+
+
+class Refusing(Reinforce):
+    """Raises an error of its own."""
+
+    def loss(self, particles, alpha, beta):
+        raise ValueError("not today")
+
+
+def test_nothing_is_shared_any_longer_after_an_error():
+    model, x, parameters = mixture()
+    several = [*estimators(("reinforce",)), Refusing(iw=4)]
+    with pytest.raises(ValueError, match="not today") as error:
+        compare_gradients(several, model, x, 4, parameters)
+    log_w = torch.zeros(1, 2, 3)
+    assert weigh(log_w, 0.0) is not weigh(log_w, 0.0)
+    del error  # and with it all that was on the stack
 
 
 def test_lazy_parameters_are_built_on_a_copy():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import grad, hessian, jacfwd, vmap
 
 from models.functions import sum_of_squares
 
@@ -25,3 +25,9 @@ def test_zeros_have_a_gradient():
 def test_it_runs_under_torch_func():
     rows = torch.randn(4, 5)
     torch.testing.assert_close(vmap(grad(sum_of_squares))(rows), 2 * rows)
+
+
+def test_it_has_derivatives_in_forward_mode():
+    value = torch.randn(5, dtype=torch.float64)
+    torch.testing.assert_close(jacfwd(sum_of_squares)(value), 2 * value)
+    torch.testing.assert_close(hessian(sum_of_squares)(value), 2 * torch.eye(5, dtype=torch.float64))

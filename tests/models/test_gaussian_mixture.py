@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch.distributions import Categorical, Normal
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, vjp, vmap
 
 from datasets.gaussian_mixture import GaussianMixtureData
 from models import GaussianMixture
@@ -238,6 +238,15 @@ def test_derivatives_of_the_look_up_are_those_of_the_log_softmax():
             for f in (_NormalisedLookUp.apply, reference)
         )
         torch.testing.assert_close(by_own, by_reference)
+
+
+def test_one_cotangent_may_serve_look_ups_of_many_indices():
+    logits, index, cotangent = torch.randn(3, 5), torch.randint(5, (7, 4, 3)), torch.randn(4, 3)
+
+    def pulled_back(index):
+        return vjp(lambda logits: _NormalisedLookUp.apply(logits, index), logits)[1](cotangent)[0]
+
+    torch.testing.assert_close(vmap(pulled_back)(index), torch.stack([pulled_back(each) for each in index]))
 
 
 def test_a_z_of_another_batch_is_refused(model, x):
