@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from estimators.bounds.base import Coefficients, LinearEstimator, Objective
 from estimators.bounds.weights import FLOOR, Terms, relative
 from estimators.registry import spell
+from models.pieces import PIECE
 
 Partition = Literal["log", "config1", "config2", "linear"]
 Rule = Literal["left", "right", "trapz"]
@@ -73,22 +74,24 @@ class Tvo(LinearEstimator):
         return Objective("thermodynamic"), Objective("thermodynamic")
 
     def coefficients(self, terms: Terms, alpha: float, beta: float) -> Coefficients:  # noqa: ARG002
-        """Return the Riemann sum and the coefficients; N K numbers are held at once, [terms, mc, iw, batch]."""
+        """Return the Riemann sum and the coefficients, over as many terms at once as are a piece, or over one."""
         shift, log_w = relative(terms.log_w.detach(), alpha=0.0)
         is_alive = log_w > -torch.inf
         log_w = log_w.masked_fill(~is_alive, 0.0)
 
-        t, width = (self.get_buffer(name).to(log_w).view(-1, 1, 1, 1) for name in ("points", "widths"))
-        w = (t * log_w).clamp(min=FLOOR).exp() * is_alive
-        v = w / w.sum(-2, keepdim=True).clamp(min=1.0)  # the largest is 1, unless all are zero
-        mean = (v * log_w).sum(-2, keepdim=True)
-        num_particles = self.num_particles
-        covariance = num_particles / (num_particles - 1) * v * (log_w - mean)
-
+        relative_bound, to_log_w, to_log_pi = (torch.zeros_like(values) for values in (shift, log_w, log_w))
+        unbiased = self.num_particles / (self.num_particles - 1)
+        ends = (self.get_buffer(name).to(log_w).view(-1, 1, 1, 1) for name in ("points", "widths"))
+        for t, width in zip(*(each.split(max(1, PIECE // log_w.numel())) for each in ends), strict=True):
+            w = (t * log_w).clamp(min=FLOOR).exp_().mul_(is_alive)
+            v = w.div_(w.sum(-2, keepdim=True).clamp(min=1.0))  # the largest is 1, unless all are zero
+            mean = (v * log_w).sum(-2, keepdim=True)
+            covariance = (log_w - mean).mul_(v).mul_(unbiased * width)
+            relative_bound.add_((width * mean).sum(0))
+            to_log_w.add_(v.mul_(width).add_(t * covariance).sum(0))
+            to_log_pi.add_(covariance.sum(0))
         # log q_{k,l} is a part of log pi_t, and of log w.
-        to_log_w = (width * (v + t * covariance)).sum(0)
-        to_log_q = (width * covariance).sum(0) - terms.slope * to_log_w
-        return Coefficients((shift + (width * mean).sum(0)).squeeze(-2), to_log_w, to_log_q)
+        return Coefficients((shift + relative_bound).squeeze(-2), to_log_w, to_log_pi - terms.slope * to_log_w)
 
     def _ends(self) -> Tensor:
         """Return the ends of the intervals, from 0 to 1."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import get_estimator
-from estimators.bounds import ovis_monte_carlo
+from estimators.bounds import ovis_monte_carlo, tvo
 from estimators.bounds.base import BoundEstimator, LinearEstimator
 from estimators.bounds.weights import computed_once
 from models.particles import Particles, densities_of, with_densities
@@ -130,6 +130,15 @@ def test_pieces_change_nothing(id: str, settings: dict[str, float], piece: int, 
     monkeypatch.setattr(ovis_monte_carlo, "PIECE", piece)
     monkeypatch.setattr(ovis_monte_carlo, "_num_factors", lambda dtype: 2)
     assert_same(estimator.slopes(given, estimator.alpha, estimator.beta), whole)
+
+
+@pytest.mark.parametrize("piece", [1, 2 * MC * IW * BATCH])
+def test_terms_of_tvo_may_come_in_groups(piece: int, monkeypatch):
+    """One by one, and by twos of which the last is alone."""
+    estimator, given = estimator_of("tvo-part5-config1", {}), particles(IW, 2)
+    whole = estimator.slopes(given, 0.0, 1.0)
+    monkeypatch.setattr(tvo, "PIECE", piece)
+    assert_same(estimator.slopes(given, 0.0, 1.0), whole)
 
 
 def test_many_auxiliary_particles_in_float32():
