@@ -50,10 +50,10 @@ class Estimate(NamedTuple):
 class BoundEstimator(nn.Module, ABC):
     """An estimator of the gradient of a bound on log p(x), for the parameters of p (theta) and of q (phi).
 
-    A subclass gives `id` and `estimate`, adds the parameters of its id to the fields, and says what it needs: the
-    fewest particles, whether it has a form for alpha, beta and freebits, whether z must carry a gradient. The
-    constructor's arguments are those of `estimators.get_estimator`; it raises ValueError, naming the id, what came and
-    what would be right.
+    A subclass gives `id` and `estimate` (a `LinearEstimator` its `coefficients`, a `ScoreFunction` its control variate
+    alone), adds the parameters of its id to the fields, and says what it needs: the fewest particles, whether it has a
+    form for alpha, beta and freebits, whether z must carry a gradient. The constructor's arguments are those of
+    `estimators.get_estimator`; it raises ValueError, naming the id, what came and what would be right.
 
     num_mc: copies of the estimate, averaged.
     num_particles: K, the particles of the bound.
@@ -190,7 +190,7 @@ class BoundEstimator(nn.Module, ABC):
 
 
 class Coefficients(NamedTuple):
-    """An estimate that is linear in the gradients of log-densities, the particles being held fixed.
+    """An estimate that is linear in the gradients of log-densities, the particles being held fixed; no gradient itself.
 
     bound: [mc, batch].
     to_log_w: what the gradients of log w_k are multiplied with for theta, [mc, iw, batch].
