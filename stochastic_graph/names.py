@@ -88,7 +88,7 @@ APART = RANDOM | _words("instance_norm view_as reshape_as expand_as")
 SIZES = _words("reshape view expand broadcast_to")
 VIEWS = _words(".mT .mH .real .imag")
 OF_SHAPE = _words(
-    "__len__ dim ndimension numel nelement size element_size is_floating_point is_complex get_device new_tensor "
+    "__len__ dim ndimension numel nelement size element_size is_floating_point is_complex get_device "
     "new_zeros new_ones new_full new_empty .shape .ndim .dtype .device .requires_grad .is_leaf .grad_fn .grad .layout "
     ".is_cuda .itemsize .names"
 )

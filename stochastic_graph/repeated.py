@@ -70,8 +70,9 @@ class Repeated(Tensor):
 
     Functions that have a rule run on the distinct values; what they return repeats in the same way, and gets its
     numbers, by index, as soon as a function needs them: one of tensors that differ in their plates or repeat otherwise,
-    one that is random, that changes its argument, or that has no rule. Shape and type are always those of all items,
-    and in the graph of derivatives it stands between the values and whatever is computed of the items.
+    one that is random, that changes its argument, or that has no rule. What does not ask __torch_function__, as
+    torch.tensor and TorchScript, finds nan until then, which detach() puts an end to. Shape and type are always those
+    of all items, and in the graph of derivatives it stands between the values and whatever is computed of the items.
     """
 
     repeats: Repeats | None = None
@@ -153,12 +154,17 @@ def gather(value: Any) -> None:
             "it is a view of; use the function that returns a new one"
         )
     if not repeats.is_gathered:
-        with _plain_mode(), torch.no_grad():
-            rows, index = repeats.rows
-            value.data = rows.index_select(0, index).reshape(value.shape)
-        repeats.is_gathered = True
+        _fill(value, repeats)
         for parent in repeats.parents:
             parent.leave()
+
+
+def _fill(value: Tensor, repeats: Repeats) -> None:
+    """Give a tensor its numbers."""
+    with _plain_mode(), torch.no_grad():
+        rows, index = repeats.rows
+        value.data = rows.index_select(0, index).reshape(value.shape)
+    repeats.is_gathered = True
 
 
 def is_used(value: Any) -> bool:
@@ -227,8 +233,10 @@ def _on_values(
         args = (args[0], _sizes_of_values(name, args[1:], sources[0]))
     if kwargs:
         kwargs = dict(zip(kwargs, _values_among(kwargs.values()), strict=True))
-    result = run(func, _values_among(args), kwargs)
-    return _repeated(result, plates, sources)
+    result = _repeated(run(func, _values_among(args), kwargs), plates, sources)
+    if name == "detach":  # for what does not ask __torch_function__, perhaps
+        gather(result)
+    return result
 
 
 def _sizes_of_values(name: str, sizes: Sequence[Any], repeats: Repeats) -> Sequence[Any]:
@@ -264,6 +272,8 @@ def _repeated(result: Any, plates: tuple[Plate, ...], sources: Sequence[Repeats]
         has_gradient = values.requires_grad and torch.is_grad_enabled()
         value = _Gather.apply(values, index) if has_gradient else _without_numbers(values, index)
         repeats = Repeats(result, index)
+        if not (values.is_floating_point() or values.is_complex()):
+            _fill(value, repeats)  # among integers there is no number that would be noticed
         # The forward of a user's autograd.Function has a gradient that cannot be seen inside.
         if has_gradient or (values.is_floating_point() and not torch.is_grad_enabled()):
             repeats.parents = tuple(source for source in sources if source.values.requires_grad)
@@ -294,7 +304,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _without_numbers(values: Plain, index: Plain) -> Any:
-    """Return a tensor in the shape of all items, of one number that would be noticed."""
+    """Return a tensor in the shape of all items, of one number: nan, where it is not that of integers."""
     nothing = values.new_full((), torch.nan if values.is_floating_point() or values.is_complex() else -1)
     return torch.Tensor._make_subclass(Repeated, nothing.expand((*index.shape, *values.shape[index.dim() :])))
 

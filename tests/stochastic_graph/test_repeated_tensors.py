@@ -195,6 +195,23 @@ def test_what_is_asked_without_torch_sees_all_items() -> None:
         assert_same(h * 2.0, ordinary(h) * 2.0)
 
 
+@torch.jit.script
+def scripted(h: torch.Tensor) -> torch.Tensor:
+    return h + 0
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize(
+    "ask", [torch.tensor, torch.zeros(2, dtype=DTYPE).new_tensor, scripted, lambda h: torch.asarray(h, copy=True)]
+)
+def test_what_does_not_ask_torch_function_finds_integers_and_what_is_detached(ask: Callable[[Any], Any]) -> None:
+    h = repeats(requires_grad=True)
+    assert torch.equal(ask(h.detach()).double(), plain(ordinary(h)))
+    assert torch.equal(ask(h.argmax(-1)).long(), plain(ordinary(h).argmax(-1)))
+    assert torch.equal(ask(h > 0.5).bool(), plain(ordinary(h) > 0.5))
+    assert torch.equal(h.new_tensor(h * 1.0), plain(ordinary(h)))
+
+
 def test_a_change_is_one_of_the_items() -> None:
     h = repeats()
     doubled, view, wanted = h * 2.0, h.unflatten(-1, (3, 1)), plain(h * 2.0).clone()
