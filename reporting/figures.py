@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from reporting import style
 from reporting.layout import Curve, Layout, curves, split
@@ -22,6 +23,7 @@ MAX_COLUMNS = 5
 DECADE = 10.0  # the ratio of values from which an axis is logarithmic
 THREE_DECADES = 1000  # limits that are so far apart ask for a logarithmic axis
 START, STEEP = 0.25, 3.0  # the share of the steps that is the start, and how much more than the rest it may span
+BESIDE, ALL_BESIDE = 3.0, 12.0  # points between curves at one K, and at most between the first and the last
 HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "linestyle": (0, (3, 2)), "linewidth": 1, "alpha": 0.7}
 HOLLOW_POINT: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "none", "markersize": 8}
 OVER_STEPS = {
@@ -177,7 +179,9 @@ def pivot_figure(
         part = in_logarithms(metric.metric, part, theirs["value"], spread)
         if against_k:
             _draw_against_k(ax, part, theirs, layout)
-            style.set_particles_axis(ax, sorted(table[layout.particles].astype(float).unique()))
+            particles = sorted(table[layout.particles].astype(float).unique())
+            style.set_particles_axis(ax, particles)
+            ax.set_xlim(_around(particles))
             ax.set(xlabel="number of particles K", ylabel=style.axis_label(metric.metric.name))
         else:
             _draw_by_name(ax, part, theirs, layout, labels)
@@ -197,18 +201,44 @@ def pivot_figure(
 
 
 def _draw_against_k(ax: Axes, table: pd.DataFrame, published: pd.DataFrame, layout: Layout) -> None:
-    for curve in curves(table, layout):
+    drawn = list(curves(table, layout))
+    # Side by side at each K, where the bars of one would hide those of another.
+    inches = np.linspace(-0.5, 0.5, len(drawn)) * min(BESIDE * (len(drawn) - 1), ALL_BESIDE) / 72
+    for offset, curve in zip(inches, drawn, strict=True):
         rows = curve.table.sort_values(str(layout.particles))
         colour, marker = curve.look
         particles = rows[layout.particles].astype(float)
-        ax.plot(particles, rows["mean"], color=colour, marker=marker, linestyle=curve.line, label=curve.label)
+        beside = ax.transData + ScaledTranslation(offset, 0, ax.figure.dpi_scale_trans)
+        ax.plot(
+            particles,
+            rows["mean"],
+            color=colour,
+            marker=marker,
+            linestyle=curve.line,
+            label=curve.label,
+            transform=beside,
+        )
         seeds = rows["n"] > 1
         errors = errors_of(rows[seeds])
-        ax.errorbar(particles[seeds], rows["mean"][seeds], yerr=errors, fmt="none", ecolor=colour, elinewidth=1)
+        ax.errorbar(
+            particles[seeds],
+            rows["mean"][seeds],
+            yerr=errors,
+            fmt="none",
+            ecolor=colour,
+            elinewidth=1,
+            transform=beside,
+        )
         theirs = curve.of(published)
         if len(theirs):
             ax.plot(
-                theirs["iw"], theirs["value"], marker=marker, color=colour, label=f"{curve.label}, published", **HOLLOW
+                theirs["iw"],
+                theirs["value"],
+                marker=marker,
+                color=colour,
+                label=f"{curve.label}, published",
+                transform=beside,
+                **HOLLOW,
             )
 
 
@@ -233,6 +263,12 @@ def _draw_by_name(
         ax.errorbar(seeds["mean"], [place] * len(seeds), xerr=errors, fmt="none", ecolor=colour, elinewidth=1)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)
+
+
+def _around(particles: Sequence[float]) -> tuple[float, float]:
+    """Return the limits of a logarithmic axis with room at both ends."""
+    room = max((max(particles) / min(particles)) ** 0.08, 1.1)
+    return min(particles) / room, max(particles) * room
 
 
 def errors_of(table: pd.DataFrame) -> list[Any]:

@@ -1,3 +1,4 @@
+import io
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -190,6 +191,21 @@ def test_the_pivot_is_drawn_against_k_with_error_bars():
     assert ax.get_title() == "mean over training (train)"
     bars = [segment.tolist() for segments in error_bars(ax) for segment in segments]
     assert sorted(bars)[0] == pytest.approx(np.array([[5, 2 * math.exp(-0.2)], [5, 2 * math.exp(0.2)]]))
+
+
+def test_error_bars_of_estimators_at_one_k_lie_side_by_side_within_the_axis():
+    figure = pivot_figure(pivot_table(MEAN), [MEAN], layout(), {}, THEIRS)
+    (ax,) = figure.axes
+    figure.savefig(io.BytesIO())
+    places = {str(line.get_label()): line.get_transform().transform(line.get_xydata())[:, 0] for line in ax.get_lines()}
+    apart = places["reinforce"] - places["ovis-gamma1"]
+    assert apart == pytest.approx(np.full(2, apart[0]))
+    assert 2 < abs(apart[0]) * 72 / figure.dpi < 4
+    bars = [container.lines[2][0] for container in ax.containers if isinstance(container, ErrorbarContainer)]
+    at = {round(bar.get_transform().transform(bar.get_segments()[0])[0, 0], 3) for bar in bars}
+    assert at == {round(places[name][0], 3) for name in ("reinforce", "ovis-gamma1")}
+    assert ax.bbox.x0 < min(map(min, places.values()))
+    assert ax.bbox.x1 > max(map(max, places.values()))
 
 
 def test_published_values_stand_beside_ours_hollow_and_dashed():
