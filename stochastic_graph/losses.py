@@ -9,7 +9,7 @@ from torch import Tensor as Plain
 from models.pieces import cut, is_cut
 from stochastic_graph.lining import LineUp, event_dims_of
 from stochastic_graph.plates import Plate
-from stochastic_graph.repeated import gather, valid_repeats
+from stochastic_graph.repeated import added_up, gather, valid_repeats
 from stochastic_graph.tensor import Tensor, plates_of, tensors_among
 
 DENSE = 32  # so many terms of a matrix product cost as much as passes over one number
@@ -98,11 +98,11 @@ def _gradient_of_rows(gradient: Plain, r: Plain, index: Plain, x: Plain) -> Plai
     if not is_sum or len(r) * num_x > DENSE * num_items:
         items = r[index]
         of_items = torch.ops.aten.binary_cross_entropy_backward(gradient, items, x.expand_as(items), None, 0)
-        return torch.zeros_like(r).index_add(0, index.flatten(), of_items.reshape(num_items, *r.shape[1:]))
+        return added_up(of_items.reshape(num_items, *r.shape[1:]), index.flatten(), len(r))
     while gradient.dim() > num_plates:
         gradient = gradient[..., 0]
     pairs = index.flatten() * num_x + _places(x, index.shape)
-    summed = gradient.new_zeros(len(r) * num_x).index_add(0, pairs, gradient.reshape(-1)).reshape(len(r), num_x)
+    summed = added_up(gradient.reshape(-1), pairs, len(r) * num_x).reshape(len(r), num_x)
     rows = r.reshape(len(r), -1)
     difference = rows * summed.sum(1, keepdim=True) - summed @ x.reshape(num_x, -1)
     return (difference / (rows * (1 - rows)).clamp(min=1e-12)).reshape(r.shape)

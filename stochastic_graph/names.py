@@ -79,7 +79,8 @@ MANY = frozenset(("flip", "flatten", "squeeze"))
 
 # Of tensors whose items repeat (stochastic_graph/repeated.py). What has to see every item: noise differs from item to
 # item, statistics count them, and another tensor's shape is that of all. What takes sizes; attributes that are views;
-# what can be said without the numbers; what leaves a tensor as it is; and what gathers items itself.
+# what can be said without the numbers; what leaves a tensor as it is, and computes nothing of it or does; what torch
+# does for tensors of its own class alone; and what gathers items itself.
 RANDOM = _words(
     "bernoulli binomial poisson rand_like randint_like randn_like empty_like rrelu dropout alpha_dropout "
     "native_dropout dropout1d dropout2d dropout3d gumbel_softmax"
@@ -89,12 +90,12 @@ SIZES = _words("reshape view expand broadcast_to")
 VIEWS = _words(".mT .mH .real .imag")
 OF_SHAPE = _words(
     "__len__ dim ndimension numel nelement size element_size is_floating_point is_complex get_device "
-    "new_zeros new_ones new_full new_empty .shape .ndim .dtype .device .requires_grad .is_leaf .grad_fn .grad .layout "
+    "new_zeros new_ones new_full new_empty .shape .ndim .dtype .device .requires_grad .is_leaf .grad_fn .layout "
     ".is_cuda .itemsize .names"
 )
-ASKING = _words(
-    "equal allclose is_nonzero item tolist as_subclass grad all any __bool__ __float__ __int__ stride is_contiguous"
-)
+ASKING = _words("equal allclose is_nonzero item tolist all any __bool__ __float__ __int__ stride is_contiguous")
+LEAVING = _words("as_subclass grad")
+OF_MEMORY = _words("tolist numpy __array__ __dlpack__ __dlpack_device__")
 GATHERING = _words("binary_cross_entropy")
 
 # Their arguments are of one shape.

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor as Plain
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
 
 from estimators.nodes.base import base_of
@@ -17,6 +18,7 @@ from stochastic_graph.plates import Plate
 from stochastic_graph.tensor import Tensor, plain, tensors_among, wrap
 
 LEAST = 256  # items; fewer cost more to look after than to compute
+_PART = 512  # items that are added up one after another
 _NO_TORCH_FUNCTION = torch._C.DisableTorchFunctionSubclass
 
 
@@ -32,16 +34,19 @@ class Repeats:
     """The distinct values of a tensor [*plates, *event].
 
     values: [V, *ones, *event], on plates of these sizes that have the names of the tensor's; index: [*plates], the
-    value of each item; version: the tensor's, for which they hold; is_gathered: whether the tensor has its numbers;
-    parents, children: those that the values, where they have gradients, were computed of, and that were computed of
-    them; has_left: whether something that does not repeat was computed of a child.
+    value of each item; version, node: the tensor's, for which they hold; is_gathered: whether the tensor has its
+    numbers; tensor: the tensor, as long as somebody has it; parents, children: those that the values, where they have
+    gradients, were computed of, and that were computed of them; has_left: whether something that does not repeat was
+    computed of a child.
     """
 
     values: Tensor
     index: Plain
     version: int = 0
+    node: Any = None
     is_gathered: bool = False
     memory: Memory = field(default_factory=Memory)
+    tensor: Callable[[], Any] = lambda: None
     parents: tuple["Repeats", ...] = ()
     children: WeakSet["Repeats"] = field(default_factory=WeakSet)
     has_left: bool = False
@@ -55,14 +60,27 @@ class Repeats:
     @property
     def are_used(self) -> bool:
         """Return whether gradients come to the values from elsewhere than the items."""
-        return self.has_left or bool(self.children)
+        remaining = [self]
+        while remaining:
+            each = remaining.pop()
+            if each.has_left or (each is not self and each._has_gradient):
+                return True
+            remaining += each.children
+        return False
+
+    @property
+    def _has_gradient(self) -> bool:
+        value = self.tensor()
+        return value is not None and value.requires_grad
 
     def leave(self) -> None:
         """Note that something that does not repeat is computed of the values."""
-        if not self.has_left:
-            self.has_left = True
-            for parent in self.parents:
-                parent.leave()
+        remaining = [self]
+        while remaining:
+            each = remaining.pop()
+            if not each.has_left:
+                each.has_left = True
+                remaining += each.parents
 
 
 class Repeated(Tensor):
@@ -70,17 +88,18 @@ class Repeated(Tensor):
 
     Functions that have a rule run on the distinct values; what they return repeats in the same way, and gets its
     numbers, by index, as soon as a function needs them: one of tensors that differ in their plates or repeat otherwise,
-    one that is random, that changes its argument, or that has no rule. What does not ask __torch_function__, as
-    torch.tensor and TorchScript, finds nan until then, which detach() puts an end to. Shape and type are always those
-    of all items, and in the graph of derivatives it stands between the values and whatever is computed of the items.
+    one that is random, that changes its argument, or that has no rule. Shape and type are always those of all items,
+    and in the graph of derivatives it stands between the values and whatever is computed of the items.
     """
 
     repeats: Repeats | None = None
+    was_used = False  # as long as it repeated, which it does no more
 
     def as_subclass(self, cls: Any) -> Any:
         """Return the tensor, with its numbers, as one of another class: torch does not ask __torch_function__."""
         gather(self)
-        return super().as_subclass(cls)
+        with torch._C._DisableTorchDispatch():
+            return super().as_subclass(cls)
 
     @classmethod
     def __torch_function__(
@@ -88,6 +107,25 @@ class Repeated(Tensor):
     ) -> Any:
         """Run a torch function on the distinct values where that gives the same, else on all items."""
         return _run(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Callable, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation of torch's that has not been asked for by a torch function, on the numbers of all items."""
+        kwargs = kwargs or {}
+        with _NO_TORCH_FUNCTION(), torch._C._DisableTorchDispatch():
+            for value in _repeated_among((*args, *kwargs.values())):
+                gather(value)
+            return func(*args, **kwargs)
+
+
+def _repeated_among(given: Iterable[Any]) -> Iterator[Repeated]:
+    for value in given:
+        if isinstance(value, Repeated):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _repeated_among(value)
 
 
 def repeats_of(distribution: Distribution, points: Plain, plates: Sequence[Plate]) -> Repeats | None:
@@ -139,12 +177,12 @@ def valid_repeats(value: Any) -> Repeats | None:
         return None
     with _NO_TORCH_FUNCTION():
         # What a user's autograd.Function has returned has a gradient that the values lack.
-        is_valid = value._version == repeats.version and value.requires_grad == repeats.values.requires_grad
+        is_valid = value._version == repeats.version and value.grad_fn is repeats.node
     return repeats if is_valid else None
 
 
-def gather(value: Any) -> None:
-    """Give a tensor its numbers where it does not have them yet."""
+def gather(value: Any, leaves: bool = True) -> None:
+    """Give a tensor its numbers where it lacks them; note that something is computed of it, if it `leaves`."""
     repeats = value.repeats if isinstance(value, Repeated) else None
     if repeats is None:
         return
@@ -155,6 +193,7 @@ def gather(value: Any) -> None:
         )
     if not repeats.is_gathered:
         _fill(value, repeats)
+    if leaves and value.requires_grad:
         for parent in repeats.parents:
             parent.leave()
 
@@ -169,8 +208,10 @@ def _fill(value: Tensor, repeats: Repeats) -> None:
 
 def is_used(value: Any) -> bool:
     """Return whether a tensor's gradient is known for its distinct values alone, not for its items."""
+    if not isinstance(value, Repeated):
+        return False
     repeats = valid_repeats(value)
-    return repeats is not None and repeats.are_used
+    return value.was_used if value.repeats is None else repeats is not None and repeats.are_used
 
 
 def _refuse_used(value: Tensor, name: str) -> None:
@@ -188,29 +229,53 @@ def _run(func: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if name in names.OF_SHAPE:
         with _NO_TORCH_FUNCTION():
             return func(*args, **kwargs)
+    if name in names.OF_MEMORY:
+        gather(args[0], leaves=False)
+        with _NO_TORCH_FUNCTION(), torch._C._DisableTorchDispatch():
+            result = func(torch.Tensor.as_subclass(args[0], torch.Tensor), *args[1:], **kwargs)
+        if name != "tolist":
+            _forget(args[0], "")
+        return result
+    if name == ".grad":
+        result = run(func, args, kwargs)
+        if result is not None:
+            _refuse_used(args[0], "the gradient")
+        return result
     tensors = tensors_among((*args, *kwargs.values()) if kwargs else args)
     has_rule = name in RULES or name in names.CASTS or name in names.VIEWS
     is_apart = name in names.APART or bool(kwargs.get("scale_grad_by_freq"))
+    is_apart = is_apart or (name == "where" and len(args) + len(kwargs) == 1)  # the places, of all items
     is_changing = name in names.IN_PLACE or name == "__setitem__" or bool(kwargs.get("inplace"))
     if has_rule and not is_apart and not is_changing and _repeat_alike(tensors):
         # What is wrong with the arguments is said below, of all items.
         with suppress(Exception):
             return _on_values(name, func, args, kwargs, tensors)
-    if name in ("grad", "register_hook", "retain_grad"):
-        for value in tensors_among(args[1:] if name == "grad" else args):
+    if name in _DIFFERENTIATED:
+        for value in tensors_among(_DIFFERENTIATED[name](args, kwargs)):
             _refuse_used(value, name)
     if name not in names.GATHERING:
         for value in tensors:
-            gather(value)
+            gather(value, leaves=name not in names.ASKING)
     result = run(func, args, kwargs)
-    if is_changing or not (has_rule or name in names.ASKING):
-        _forget(args[0], name if is_changing and name != "requires_grad_" else "")
+    if is_changing or not (has_rule or name in names.ASKING or name in names.LEAVING):
+        changed = args[0] if args else kwargs.get("input")
+        _forget(changed, name if is_changing and name != "requires_grad_" else "")
     return result
+
+
+# What a gradient is asked of, among the arguments.
+_DIFFERENTIATED: dict[str, Callable[[Sequence[Any], dict[str, Any]], Sequence[Any]]] = {
+    "grad": lambda args, _: args[1:],
+    "backward": lambda _, kwargs: [kwargs.get("inputs")],
+    "register_hook": lambda args, _: args,
+    "retain_grad": lambda args, _: args,
+}
 
 
 def _forget(value: Any, changed_by: str) -> None:
     """Let a tensor be an ordinary one from now on; its views may not be used where it was `changed_by` a function."""
     if isinstance(value, Repeated) and value.repeats is not None:
+        value.was_used = is_used(value) and not changed_by
         value.repeats.memory.changed_by = changed_by
         value.repeats = None
 
@@ -233,10 +298,7 @@ def _on_values(
         args = (args[0], _sizes_of_values(name, args[1:], sources[0]))
     if kwargs:
         kwargs = dict(zip(kwargs, _values_among(kwargs.values()), strict=True))
-    result = _repeated(run(func, _values_among(args), kwargs), plates, sources)
-    if name == "detach":  # for what does not ask __torch_function__, perhaps
-        gather(result)
-    return result
+    return _repeated(run(func, _values_among(args), kwargs), plates, sources)
 
 
 def _sizes_of_values(name: str, sizes: Sequence[Any], repeats: Repeats) -> Sequence[Any]:
@@ -271,12 +333,10 @@ def _repeated(result: Any, plates: tuple[Plate, ...], sources: Sequence[Repeats]
         values, index = plain(result), sources[0].index
         has_gradient = values.requires_grad and torch.is_grad_enabled()
         value = _Gather.apply(values, index) if has_gradient else _without_numbers(values, index)
-        repeats = Repeats(result, index)
-        if not (values.is_floating_point() or values.is_complex()):
-            _fill(value, repeats)  # among integers there is no number that would be noticed
+        repeats = Repeats(result, index, node=value.grad_fn, tensor=ref(value))
         # The forward of a user's autograd.Function has a gradient that cannot be seen inside.
         if has_gradient or (values.is_floating_point() and not torch.is_grad_enabled()):
-            repeats.parents = tuple(source for source in sources if source.values.requires_grad)
+            repeats.parents = tuple(source for source in sources if source.values.requires_grad or source.parents)
         for parent in repeats.parents:
             parent.children.add(repeats)
         for source in sources:
@@ -297,21 +357,35 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Plain) -> tuple[Plain, None]:
-        (gradient,), (index,) = gradients, ctx.saved_tensors
+        gradient, (index,) = plain(gradients[0]), ctx.saved_tensors  # of a user's autograd.Function it may have plates
         rows = gradient.reshape(index.numel(), *gradient.shape[index.dim() :])
-        zeros = gradient.new_zeros(ctx.shape[0], *rows.shape[1:])
-        return zeros.index_add(0, index.flatten().to(rows.device), rows).reshape(ctx.shape), None
+        return added_up(rows, index.flatten().to(rows.device), ctx.shape[0]).reshape(ctx.shape), None
+
+
+def added_up(rows: Plain, index: Plain, num: int) -> Plain:
+    """Return the sums [num, ...] of rows [items, ...] that have the same index, [items].
+
+    Long sums are those of parts, as in torch.sum: one number after another, an error of one sign grows with each.
+    """
+    num_items = len(index)
+    num_parts = max(1, min(-(-num_items // _PART), num_items // max(num, 1)))
+    if num_parts > 1:
+        index = index + num * (torch.arange(num_items, device=index.device) // -(-num_items // num_parts))
+    dtype = torch.float32 if rows.dtype in (torch.bfloat16, torch.float16) else rows.dtype
+    sums = rows.new_zeros(num_parts * num, *rows.shape[1:], dtype=dtype).index_add(0, index, rows.to(dtype))
+    return sums.unflatten(0, (num_parts, num)).sum(0).to(rows.dtype) if num_parts > 1 else sums.to(rows.dtype)
 
 
 def _without_numbers(values: Plain, index: Plain) -> Any:
-    """Return a tensor in the shape of all items, of one number: nan, where it is not that of integers."""
+    """Return a tensor in the shape of all items, of one number that would be noticed."""
     nothing = values.new_full((), torch.nan if values.is_floating_point() or values.is_complex() else -1)
     return torch.Tensor._make_subclass(Repeated, nothing.expand((*index.shape, *values.shape[index.dim() :])))
 
 
 def _is_plain_mode() -> bool:
-    """Return whether neither torch.func nor inference mode is at work, whose tensors are of other kinds."""
-    return torch._C._functorch.peek_interpreter_stack() is None and not torch.is_inference_mode_enabled()
+    """Return whether no torch.func, forward mode or inference mode is at work, whose tensors are of other kinds."""
+    is_of_func = torch._C._functorch.peek_interpreter_stack() is not None
+    return not (is_of_func or forward_ad._current_level >= 0 or torch.is_inference_mode_enabled())
 
 
 @contextmanager
