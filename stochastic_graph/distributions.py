@@ -80,9 +80,9 @@ def parameters_of(distribution: Distribution) -> Iterator[tuple[str, torch.Tenso
     while hasattr(base, "base_dist"):
         base = base.base_dist
     inner = getattr(base, "_categorical", getattr(base, "_dirichlet", base))
-    held = {name: value for name, value in vars(inner).items() if name not in computed(inner)}
+    held = {name: value for part in (base, inner) for name, value in vars(part).items() if name not in computed(part)}
     for name in (*base.arg_constraints, *(name for name in inner.arg_constraints if name not in base.arg_constraints)):
-        value = held.get(name, vars(base).get(name))
+        value = held.get(name)
         if isinstance(value, torch.Tensor):
             yield name, value
 

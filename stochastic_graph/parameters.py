@@ -66,12 +66,11 @@ class Parameters:
 
     def watch(self, distribution: Distribution, node: str) -> ParameterGradients:
         """Return where the gradients of a distribution's parameters will be found."""
-        parameters = dict(parameters_of(distribution))
-        found = ParameterGradients(node, tuple(parameters))
+        found = ParameterGradients(node, tuple(name for name, _ in parameters_of(distribution)))
         normalises = is_categorical(distribution)
-        if any(map(is_used, parameters.values())):
+        if any(is_used(value) for _, value in parameters_of(distribution)):
             forget_computed(distribution)
-        for name, value in parameters.items():
+        for name, value in parameters_of(distribution):
             if is_used(value):
                 found.unknown.add(name)
             elif value.requires_grad:

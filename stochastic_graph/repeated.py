@@ -237,14 +237,10 @@ def _run(func: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             _forget(args[0], "")
         return result
     if name == ".grad":
-        result = run(func, args, kwargs)
-        if result is not None:
-            _refuse_used(args[0], "the gradient")
-        return result
+        return run(func, args, kwargs)
     tensors = tensors_among((*args, *kwargs.values()) if kwargs else args)
     has_rule = name in RULES or name in names.CASTS or name in names.VIEWS
     is_apart = name in names.APART or bool(kwargs.get("scale_grad_by_freq"))
-    is_apart = is_apart or (name == "where" and len(args) + len(kwargs) == 1)  # the places, of all items
     is_changing = name in names.IN_PLACE or name == "__setitem__" or bool(kwargs.get("inplace"))
     if has_rule and not is_apart and not is_changing and _repeat_alike(tensors):
         # What is wrong with the arguments is said below, of all items.
@@ -255,7 +251,7 @@ def _run(func: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             _refuse_used(value, name)
     if name not in names.GATHERING:
         for value in tensors:
-            gather(value, leaves=name not in names.ASKING)
+            gather(value, leaves=name not in names.ASKING and name not in _DIFFERENTIATED)
     result = run(func, args, kwargs)
     if is_changing or not (has_rule or name in names.ASKING or name in names.LEAVING):
         changed = args[0] if args else kwargs.get("input")

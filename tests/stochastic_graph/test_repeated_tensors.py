@@ -5,11 +5,13 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.distributions import Bernoulli, Categorical, OneHotCategorical
 from torch.nn import functional as F
 
@@ -200,16 +202,33 @@ def scripted(h: torch.Tensor) -> torch.Tensor:
     return h + 0
 
 
+def by_grad_outputs(h: torch.Tensor) -> torch.Tensor:
+    ones = torch.ones(h.shape, dtype=h.dtype, requires_grad=True)
+    return torch.autograd.grad(ones * 1, ones, grad_outputs=h)[0]
+
+
+UNASKED: dict[str, Callable[[Any], torch.Tensor]] = {
+    "tensor": torch.tensor,
+    "new_tensor": torch.zeros(2).new_tensor,
+    "copy": lambda h: torch.asarray(h, copy=True, requires_grad=False),
+    "TorchScript": scripted,
+    "vmap": torch.vmap(lambda h: h + 0),
+    "nested": lambda h: torch.nested.nested_tensor([h]).to_padded_tensor(0.0)[0],
+}
+
+
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
-@pytest.mark.parametrize(
-    "ask", [torch.tensor, torch.zeros(2, dtype=DTYPE).new_tensor, scripted, lambda h: torch.asarray(h, copy=True)]
-)
-def test_what_does_not_ask_torch_function_finds_integers_and_what_is_detached(ask: Callable[[Any], Any]) -> None:
-    h = repeats(requires_grad=True)
-    assert torch.equal(ask(h.detach()).double(), plain(ordinary(h)))
-    assert torch.equal(ask(h.argmax(-1)).long(), plain(ordinary(h).argmax(-1)))
-    assert torch.equal(ask(h > 0.5).bool(), plain(ordinary(h) > 0.5))
-    assert torch.equal(h.new_tensor(h * 1.0), plain(ordinary(h)))
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("ask", UNASKED.values(), ids=list(UNASKED))
+def test_what_does_not_ask_torch_function_finds_numbers_of_all_items(ask: Callable[[Any], torch.Tensor]) -> None:
+    for h in (repeats(), repeats(requires_grad=True)):
+        wanted = plain(ordinary(h)).detach()
+        torch.testing.assert_close(ask(h * 1.0).detach().to(DTYPE), wanted, check_stride=False)
+        assert torch.equal(ask(h.argmax(-1)).long(), wanted.argmax(-1))
+        assert torch.equal(h.new_tensor(h * 1.0), wanted)
+        torch.testing.assert_close(by_grad_outputs(h * 1.0).detach(), wanted)
+        gradients = torch.func.grad(lambda a: a.square().sum())(h * 1.0)
+        torch.testing.assert_close(gradients.detach(), 2 * wanted)
 
 
 def test_a_change_is_one_of_the_items() -> None:
@@ -316,12 +335,126 @@ def test_rows_of_gradients_at_once() -> None:
         torch.testing.assert_close(given, torch.stack(wanted))
 
 
-def test_a_function_of_ones_own_is_a_use() -> None:
-    """Its forward sees no gradient; what it was given may be gone."""
+class Relu(torch.autograd.Function):
+    """Keeps what it returns, as torch's own does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x.clamp(min=0.4)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0] * (ctx.saved_tensors[0] > 0.4)
+
+
+class Hundred(torch.autograd.Function):
+    """The identity, computed with gradients on, with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return 100 * gradients[0]
+
+
+@pytest.mark.parametrize("function", [Relu, Hundred])
+def test_functions_that_keep_or_differentiate_what_they_compute(function: type[torch.autograd.Function]) -> None:
+    found = []
+    for repeated in (True, False):
+        table = torch.linspace(0.1, 0.9, 9, dtype=DTYPE, requires_grad=True)
+        torch.manual_seed(0)
+        z = ScoreFunction("z", 400)(OneHotCategorical(logits=torch.zeros(9, dtype=DTYPE)))
+        h = (z if repeated else ordinary(z)) @ table
+        assert isinstance(h, Repeated) == repeated
+        loss = plain(function.apply(h).square() * 3.0).sum()
+        found.append(torch.autograd.grad(loss, table)[0])
+    torch.testing.assert_close(*found)
+    assert found[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("touch", ["data", "is_sparse", "is_inference", "data_ptr", "untyped_storage", "numpy"])
+def test_to_look_at_a_tensor_changes_nothing_of_what_its_gradient_lacks(touch: str) -> None:
     h = repeats(requires_grad=True)
-    y = Double.apply(h * 3.0)
+    y = h * 2.0
+    looked = getattr(h.detach() if touch == "numpy" else h, touch)
+    if callable(looked):
+        looked()
     with pytest.raises(ValueError, match="items repeat"):
-        torch.autograd.grad(plain(y).sum(), [h])
+        torch.autograd.grad(plain(y).sum() + plain(h).sum(), [h])
+
+
+def test_gradients_that_lack_something_are_not_left_behind() -> None:
+    h = repeats(requires_grad=True)
+    loss = plain(h * 2.0).sum() + plain(h).sum()
+    for backward in (loss.backward, partial(torch.autograd.backward, loss)):
+        with pytest.raises(ValueError, match=r"backward of a tensor \[40, 8, 3\] whose items repeat"):
+            backward(inputs=[h])
+    kept = repeats(requires_grad=True)
+    kept.retain_grad()
+    plain(kept * 2.0).sum().backward()
+    assert kept.grad is not None
+    assert storch.tensor.plates_of(kept.grad) == kept.plates
+
+
+def test_what_is_looked_at_before_a_node_is_sampled_is_no_use() -> None:
+    """Neither without gradients nor detached; a distribution keeps the probs that it computed for it."""
+    found = []
+    for look in (None, "no_grad", "detach"):
+        torch.manual_seed(0)
+        q = Bernoulli(logits=repeats(requires_grad=True))
+        if look == "no_grad":
+            with torch.no_grad():
+                storch.reduce_plates(q.entropy())
+        elif look == "detach":
+            assert 0 < plain(q.mean.detach()).mean().item() < 1
+        torch.manual_seed(1)
+        y = ScoreFunction("y", 3)(q)
+        storch.add_cost(y.sum(-1).square(), "cost")
+        storch.backward()
+        assert list(y.param_grads) == ["logits"]
+        found.append(plain(y.param_grads["logits"]))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_tangents_pass_through() -> None:
+    h, t = repeats(), torch.tensor(2.0, dtype=DTYPE)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(t, torch.ones_like(t))
+        tangent = forward_ad.unpack_dual(plain((h * dual).square()).sum()).tangent
+    torch.testing.assert_close(tangent, 2 * t * plain(h).square().sum())
+
+
+@pytest.mark.parametrize(("dtype", "num", "rtol"), [(torch.float32, 500_000, 1e-5), (torch.bfloat16, 20_000, 0.01)])
+@pytest.mark.parametrize("is_entropy", [False, True])
+def test_gradients_of_many_items_are_as_exact_as_a_mean(
+    is_entropy: bool, dtype: torch.dtype, num: int, rtol: float
+) -> None:
+    z = ScoreFunction("z", num)(OneHotCategorical(logits=torch.zeros(4)))
+    raw = torch.tensor([[0.1, 0.2], [0.4, 0.4], [0.8, 0.7]], dtype=dtype)
+    x = storch.denote_independent(raw, 0, "data")
+    table = torch.full((4, 2), 0.5, dtype=dtype, requires_grad=True)
+    r = z.to(dtype) @ table
+    losses = F.binary_cross_entropy(r, x, reduction="none") if is_entropy else r * x
+    (gradient,) = torch.autograd.grad(plain(losses.sum(-1)).float().mean(), table)
+    shares = plain(z).double().mean(0).unsqueeze(-1)
+    slope = ((0.5 - raw.double()) / 0.25 if is_entropy else raw.double()).mean(0)
+    torch.testing.assert_close(gradient.double(), shares * slope, rtol=rtol, atol=0)
+
+
+def test_long_chains() -> None:
+    h = repeats(requires_grad=True)
+    y: torch.Tensor = h
+    for _ in range(1500):
+        y = y * 1.0
+    storch.add_cost((y * storch.denote_independent(torch.rand(8, 3, dtype=DTYPE), 0, "data")).sum(-1), "cost")
+    with pytest.raises(ValueError, match="items repeat"):
+        storch.grad(h)
 
 
 @pytest.mark.parametrize("event", [(), (4,), (2, 3)])
