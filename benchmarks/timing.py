@@ -11,11 +11,12 @@ import torch
 
 
 class Work(NamedTuple):
-    """A piece of work: `run` does it `repeats` times."""
+    """A piece of work: `run` does it `repeats` times; `before` each turn something is done that is not counted."""
 
     name: str
     run: Callable[[], object]
     repeats: int = 1
+    before: Callable[[], object] = lambda: None
 
 
 def primitives() -> list[Work]:
@@ -47,6 +48,7 @@ def turns(works: Sequence[Work], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {work.name: [] for work in works}
     for _ in range(rounds + 1):
         for work in works:
+            work.before()
             start = time.perf_counter()
             work.run()
             seconds[work.name].append((time.perf_counter() - start) / work.repeats)
