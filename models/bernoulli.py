@@ -257,21 +257,28 @@ def _sum_log_prob(logits: Tensor, value: Tensor, residual: Tensor, uniform: Tens
     be multiplied before a logarithm is taken of the product, which is exact to rounding and takes half the time of
     softplus.
     """
-    num, one, sums = _num_products(logits.shape[-1]), logits.new_ones(()), []
+    num, one = _num_products(logits.shape[-1]), logits.new_ones(())
     dim, pieces = _pieces(logits, value, residual, uniform)
     scratch = torch.empty_like(pieces[0][0]), torch.empty_like(pieces[0][0])  # the same for all pieces
+    products, linear = [], []
     for logit, v, r, *u in pieces:
-        probs, other = (each.narrow(dim, 0, logit.shape[dim]) for each in scratch)  # the last piece is the smallest
+        probs, other = scratch
+        if logit.shape != probs.shape:  # the last piece is the smallest
+            probs, other = (each.narrow(dim, 0, logit.shape[dim]) for each in scratch)
         torch.sigmoid(logit, out=probs)
         if u:
             torch.lt(u[0], probs, out=v)
         larger = torch.maximum(probs, torch.sub(one, probs, out=other), out=other)
-        logs = larger.reshape(*logit.shape[:-1], num, logit.shape[-1] // num).prod(-1).log().sum(-1)
+        products.append(larger.reshape(*logit.shape[:-1], num, logit.shape[-1] // num).prod(-1))
         positive = torch.clamp(logit, min=0, out=other)
-        linear = torch.addcmul(positive, v, logit, value=-1, out=other if logit.shape == r.shape else None)
+        other = torch.addcmul(positive, v, logit, value=-1, out=other if logit.shape == r.shape else None)
+        linear.append(other.sum(-1))
         torch.sub(v, probs, out=r)
-        sums.append(logs - linear.sum(-1))
-    return torch.cat(sums, dim) if len(sums) > 1 else sums[0]
+    return _joined(products, dim).log_().sum(-1) - _joined(linear, dim)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
 
 def _pieces(
